@@ -1,0 +1,52 @@
+# make demo: train on Python's own library and let the network write.   make shell: the interactive shell.
+# make test: the suite on both engines.   make test-long: more of it.   make clean: remove what these have made.
+PYTHON ?= python3
+PIP = -m pip install --quiet --disable-pip-version-check
+
+demo: .venv/ready
+	@.venv/bin/python demo.py
+
+shell: .venv/ready
+	@.venv/bin/python -i rn_rnn_char.py
+
+test: .venv/ready-test .venv-theano/ready
+	@echo "Tests on PyTensor:"
+	@RN_GRU_ENGINE=pytensor .venv/bin/python -m pytest -m "not long"
+	@if [ -x .venv-theano/bin/python ]; then echo "Tests on classic Theano:"; \
+	  RN_GRU_ENGINE=theano .venv-theano/bin/python -m pytest -m "not long"; fi
+
+test-long: .venv/ready-test .venv-theano/ready
+	@RN_GRU_ENGINE=pytensor .venv/bin/python -m pytest
+	@if [ -x .venv-theano/bin/python ]; then RN_GRU_ENGINE=theano .venv-theano/bin/python -m pytest; fi
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "RN-GRU needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "Installing PyTensor and NumPy into .venv (once, about 40 s) ..."
+	@$(PYTHON) -m venv .venv || { echo "No virtual environment could be made: on Debian or Ubuntu, sudo apt install python3-venv" >&2; rm -rf .venv; exit 1; }
+	@.venv/bin/python $(PIP) -r requirements.txt
+	@touch $@
+
+.venv/ready-test: .venv/ready requirements-test.txt
+	@.venv/bin/python $(PIP) -r requirements-test.txt
+	@touch $@
+
+# Classic Theano needs NumPy 1.23.5, which needs Python 3.11: elsewhere the directory stays empty and its tests are skipped.
+.venv-theano/ready: requirements-theano.txt requirements-test.txt
+	@mkdir -p .venv-theano
+	@for python in $(PYTHON) python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	    echo "Installing classic Theano into .venv-theano (once, about 40 s) ..."; \
+	    $$python -m venv .venv-theano && \
+	    grep -E '^(setuptools|wheel|numpy)' requirements-theano.txt > .venv-theano/first.txt && \
+	    .venv-theano/bin/python $(PIP) -r .venv-theano/first.txt && \
+	    .venv-theano/bin/python $(PIP) --no-build-isolation -r requirements-theano.txt -r requirements-test.txt || exit 1; \
+	    break; \
+	  fi; \
+	done
+	@[ -x .venv-theano/bin/python ] || echo "No Python 3.11 here, so the tests on classic Theano are skipped."
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-theano demo .pytest_cache .hypothesis __pycache__ */__pycache__
+
+.PHONY: demo shell test test-long clean

@@ -1,0 +1,153 @@
+"""Time of a whole training step: ours, PyTorch's nn.GRU, and the machine's own matrix product, side by side.
+
+    python benchmarks/train_step.py [--settings 2x128xB50xT50 3x256xB16xT100 ...] [--vocab 65] [--threads 2] [--repeats 9]
+
+Each contender runs in a process of its own and is asked for a few steps in turn, so that all meet the same noise and
+no two thread pools are awake at once. Medians. GFLOP/s count what the mathematics needs, ((36 L - 18) H^2 + 6 H V) B T
+a step, whatever a contender really does; "share" is that over the peak of a 2048 x 2048 float32 product by NumPy.
+PyTorch is measured where it is installed (`pip install torch==2.13.0`).
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+SETTINGS = ['2x128xB50xT50', '3x256xB16xT100', '3x512xB64xT100']
+
+
+def ours(L, H, B, T, V):
+    """A step of `trainmodel` on a text of V - 1 characters drawn at random (V counts the unknown character too)."""
+    import numpy as np
+
+    import report
+    import train
+    from model import ModelState
+    report.verbose = False
+    codes = np.random.default_rng(0).integers(0, V - 1, 40 * B * T)
+    codes[:V - 1] = range(V - 1)
+    with tempfile.TemporaryDirectory() as directory:
+        srcfile = Path(directory) / 'text.txt'
+        srcfile.write_text(''.join(chr(0x100 + c) for c in codes), encoding='utf-8')
+        ms = ModelState.initfromsrcfile(srcfile, Path(directory) / 'work', seq_len=T, init_checkpoint=False, layers=L, state_size=H)
+        ms.model, ms.data
+    train._placestate(ms.model, B, True)
+    return lambda: train._step(ms, B, ms.data.batchepoch(B))
+
+
+def pytorch(L, H, B, T, V):
+    """The same with torch.nn: embedding, tanh, GRU, output, loss, backward, clip by value, RMSprop."""
+    import torch
+    from torch import nn
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    torch.manual_seed(0)
+    embedding, gru, output = nn.Embedding(V, H), nn.GRU(H, H, L), nn.Linear(H, V)
+    params = [p for m in (embedding, gru, output) for p in m.parameters()]
+    optimiser = torch.optim.RMSprop(params, lr=0.001, alpha=0.95, eps=1e-3)
+    x, y = torch.randint(1, V, (40, T, B)), torch.randint(1, V, (40, T, B))
+    state, i = torch.zeros(L, B, H), 0
+
+    def step():
+        nonlocal state, i
+        optimiser.zero_grad(set_to_none=True)
+        states, state = gru(torch.tanh(embedding(x[i % 40])), state)
+        loss = nn.functional.cross_entropy(output(states).reshape(-1, V), y[i % 40].reshape(-1))
+        loss.backward()
+        nn.utils.clip_grad_value_(params, 5)
+        optimiser.step()
+        state, i = state.detach(), i + 1
+        return loss.item()
+    return step
+
+
+def sgemm(L, H, B, T, V):
+    """A product of two float32 matrices of 2048 x 2048."""
+    import numpy as np
+    a = np.random.default_rng(0).random((2048, 2048), np.float32)
+    out = np.empty_like(a)
+    return lambda: np.dot(a, a, out=out)
+
+
+CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'pytorch': pytorch}
+
+
+def _worker(name, setting, connection):
+    try:
+        step = CONTENDERS[name](*setting)
+        for _ in range(3):
+            step()
+        connection.send('ready')
+    except ImportError as error:
+        connection.send(str(error))
+        return
+    for steps in iter(connection.recv, 0):
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        connection.send(times)
+
+
+def measure(setting, repeats):
+    """Median seconds a step by contender; those whose library is missing are left out."""
+    context, workers = multiprocessing.get_context('spawn'), {}
+    for name in CONTENDERS:
+        here, there = context.Pipe()
+        process = context.Process(target=_worker, args=(name, setting, there), daemon=True)
+        process.start()
+        if (answer := here.recv()) == 'ready':
+            workers[name] = here
+        else:
+            print(f'{name} is left out: {answer}')
+    times = {name: [] for name in workers}
+    for _ in range(repeats):
+        for name, connection in workers.items():
+            time.sleep(0.05)                    # the pool of the one before falls asleep
+            connection.send(5)
+            times[name] += connection.recv()
+    for connection in workers.values():
+        connection.send(0)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--settings', nargs='+', default=SETTINGS, metavar='LxHxBxT')
+    parser.add_argument('--vocab', type=int, default=65)
+    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument('--repeats', type=int, default=9, help='turns of 5 steps each')
+    args = parser.parse_args()
+    for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'RN_GRU_THREADS'):
+        os.environ[variable] = str(args.threads)
+    for variable in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE'):      # they choose slower kernels than the processor has
+        os.environ.pop(variable, None)
+    print(f'{_processor()}, {args.threads} threads, Python {platform.python_version()}, V {args.vocab}')
+    print(f'{"":18}{"ms a step":>12}{"GFLOP/s":>10}{"share":>8}{"x PyTorch":>11}')
+    for text in args.settings:
+        L, H, B, T = (int(number) for number in re.findall(r'\d+', text))
+        times = measure((L, H, B, T, args.vocab), args.repeats)
+        peak = 2 * 2048 ** 3 / times.pop('sgemm')
+        flop = ((36 * L - 18) * H * H + 6 * H * args.vocab) * B * T
+        print(f'{L} x {H}, B {B}, T {T}: peak {peak / 1e9:.0f} GFLOP/s')
+        for name, seconds in times.items():
+            ratio = f'{times["pytorch"] / seconds:11.2f}' if 'pytorch' in times else ''
+            print(f'  {name:16}{seconds * 1e3:12.1f}{flop / seconds / 1e9:10.1f}{flop / seconds / peak:8.0%}{ratio}')
+
+
+def _processor():
+    try:
+        return re.search(r'model name\s*:\s*(.*)', Path('/proc/cpuinfo').read_text())[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,45 @@
+"""`make demo`: a network learns Python from the sources of Python's own standard library, and writes some, within two minutes.
+
+Run again, it goes on from where it stopped.
+"""
+
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from rn_rnn_char import ModelState, generatestring
+
+WORKDIR = Path(__file__).parent / 'demo'
+CHARACTERS = 1_000_000
+
+
+def librarysources():
+    """About CHARACTERS characters of the sources of this machine's Python, always the same ones."""
+    text, size = [], 0
+    for path in sorted(Path(sysconfig.get_paths()['stdlib']).glob('*.py')):
+        text.append(path.read_text(encoding='utf-8', errors='replace'))
+        size += len(text[-1])
+        if size > CHARACTERS:
+            break
+    return ''.join(text)
+
+
+def main():
+    if (WORKDIR / 'text-v1.npy').exists():
+        print(f'Going on with the model in {WORKDIR.name}.')
+        ms = ModelState.load(WORKDIR)
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            srcfile = Path(directory) / 'library.txt'
+            srcfile.write_text(librarysources(), encoding='utf-8')
+            ms = ModelState.initfromsrcfile(srcfile, WORKDIR, seq_len=50, layers=2, state_size=128, learnrate=0.003, seed=1)
+    ms.trainmodel(num_rounds=2, batchsize=50, train_len=400, valid_len=40, print_every=200)
+    print('\nIt writes:\n')
+    generatestring(ms, 800, temp=0.5)
+    print(f"\nGo on in the shell (`make shell`):\n    ms = ModelState.load('{WORKDIR.name}')\n    ms.trainmodel(batchsize=50, valid_len=40)\n"
+          '    generatestring(ms, 1000, temp=0.5)')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Which Theano: PyTensor where it is installed, else classic Theano 1.0.5.
+
+The only module that knows the difference. Everything else says `from engine import theano, T` and gets the
+same names from either. `RN_GRU_ENGINE=pytensor` or `RN_GRU_ENGINE=theano` in the environment forces one.
+
+Names handed out
+----------------
+theano, T       the engine and its tensor module
+Op              base class of our Ops; a subclass declares its gradient once, as `pullback`
+Apply           a node of the graph
+Disconnected    `Disconnected()`: the gradient of an input (an index, say) that has none
+isdisconnected  whether a gradient is such a one
+compilefunction, evaluate
+"""
+
+import configparser
+import importlib.util
+import logging
+import os
+import tempfile
+import warnings
+
+NAMES = ('pytensor', 'theano')
+
+
+def _choose():
+    """Name of the engine to import.
+
+    Raises ImportError, in one sentence, when RN_GRU_ENGINE names none or the one it names isn't installed.
+    """
+    wanted = os.environ.get('RN_GRU_ENGINE')
+    if wanted and wanted not in NAMES:
+        raise ImportError(f"RN_GRU_ENGINE={wanted!r} is no engine: use 'pytensor' or 'theano', or unset it")
+    for name in (wanted,) if wanted else NAMES:
+        if importlib.util.find_spec(name):
+            return name
+    raise ImportError(f'this Python has no {wanted or "PyTensor (nor classic Theano)"}')
+
+
+def _setflags(name):
+    """Put the flags we need into the environment, unless the user has set them there or in his rc file."""
+    flags, rc = f'{name.upper()}_FLAGS', f'{name.upper()}RC'
+    # An empty ldflags: classic Theano fails to link on newer NumPy, and the system's BLAS may be a slow one.
+    wanted = {'floatX': 'float32', 'blas__ldflags' if name == 'pytensor' else 'blas.ldflags': ''}
+    home = os.path.expanduser(f'~/.{name}')
+    parent = home if os.path.isdir(home) else os.path.dirname(home)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        wanted['base_compiledir'] = os.path.join(tempfile.gettempdir(), f'{name}-{os.getuid()}')
+    files = configparser.RawConfigParser(strict=False)
+    try:
+        files.read(os.path.expanduser(path) for path in os.environ.get(rc, f'~/.{name}rc').split(os.pathsep))
+    except configparser.Error:
+        pass                                    # the engine itself will say what is wrong with the file
+    theirs = os.environ.get(flags, '')
+    given = {item.split('=')[0].strip().replace('__', '.') for item in theirs.split(',')}
+    for key, value in wanted.items():
+        section, _, option = key.replace('__', '.').rpartition('.')
+        if key.replace('__', '.') not in given and not files.has_option(section or 'global', option):
+            theirs += f'{"," if theirs else ""}{key}={value}'
+    os.environ[flags] = theirs
+
+
+name = _choose()
+_setflags(name)
+
+if name == 'pytensor':
+    import pytensor as theano
+    import pytensor.tensor as T
+    from pytensor.graph.basic import Apply, Constant
+    from pytensor.link.c.op import COp as Op
+else:
+    # Classic Theano's import warns of deprecations in NumPy and of the BLAS that we chose not to link.
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        logging.getLogger('theano.tensor.blas').setLevel(logging.ERROR)
+        logging.getLogger('theano.configdefaults').setLevel(logging.ERROR)
+        import theano
+        import theano.tensor as T
+    from theano import Apply, Constant
+
+    class Op(theano.Op):
+        """Theano's Op under PyTensor's way to declare a gradient."""
+
+        def L_op(self, inputs, outputs, output_grads):
+            return self.pullback(inputs, outputs, output_grads)
+
+
+version = f'{"PyTensor" if name == "pytensor" else "Theano"} {theano.__version__}'
+
+
+def Disconnected():
+    """The gradient of an input that has none."""
+    return theano.gradient.DisconnectedType()()
+
+
+def isdisconnected(gradient):
+    """Whether `gradient` says that nothing depends on what it belongs to."""
+    return isinstance(gradient.type, theano.gradient.DisconnectedType)
+
+
+def compilefunction(inputs, outputs, updates=()):
+    """A callable from symbolic `inputs` to `outputs` that carries out `updates` (pairs of shared variable, value).
+
+    Ops that work in place are welcome. Intermediate arrays are kept between calls: a training step would otherwise
+    spend its time on fresh pages.
+    """
+    mode = theano.compile.mode.Mode(linker='vm', optimizer='fast_run')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')         # classic Theano: deprecations in NumPy
+        f = theano.function(inputs, outputs, updates=list(updates), mode=mode, accept_inplace=True,
+                            on_unused_input='ignore')
+    f.trust_input = True
+    return f
+
+
+def evaluate(outputs, givens):
+    """Values of `outputs` (variables) given those of others (a dict), by each Op's NumPy `perform`: nothing is compiled.
+
+    For graphs of our own Ops; shared variables and constants stand for themselves.
+    """
+    values = dict(givens)
+
+    def value(variable):
+        if variable not in values:
+            node = variable.owner
+            if node is None:
+                values[variable] = (variable.data if isinstance(variable, Constant)
+                                    else variable.get_value(borrow=True))
+            else:
+                storage = [[None] for _ in node.outputs]
+                node.op.perform(node, [value(i) for i in node.inputs], storage)
+                values.update(zip(node.outputs, (s[0] for s in storage)))
+        return values[variable]
+
+    return [value(variable) for variable in outputs]

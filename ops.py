@@ -1,0 +1,417 @@
+"""The Theano Ops of RN-GRU: a GRU over a whole sequence, softmax with its loss, the update, the sampler.
+
+Each is coarse: one node does what hundreds of elementwise nodes (or a `scan`) would, so that a graph compiles at
+once and a step is little else than matrix products. Each computes with NumPy in `perform`: the readable truth.
+
+Letters: `T` steps, `B` batch rows, `H` state size, `V` vocabulary, `L` layers, `K` size of an input vector,
+`N` different characters in a batch. Shapes are time first. Real arrays are float32 or, to prove gradients, float64.
+
+The GRU is that of Cho et al. 2014 (arXiv:1406.1078), reset before the matrix product, with hard sigmoid gates:
+
+    z = hard_sigmoid(x Uz + s Wz + bz)          hard_sigmoid(v) = clip(0.2 v + 0.5, 0, 1)
+    r = hard_sigmoid(x Ur + s Wr + br)
+    h = tanh(x Uh + (r * s) Wh + bh)
+    s' = (1 - z) * h + z * s
+
+The columns of U (K, 3H), W (H, 3H) and b (3H) are in the order z, r, h.
+"""
+
+import numpy as np
+
+from engine import Apply, Disconnected, Op, T, isdisconnected
+
+CLIP = 5.0                  # gradients are clipped to +-CLIP, element by element
+EPSILON = 1e-6              # keeps RMSProp's division finite
+
+
+def _buffer(storage, shape, dtype):
+    """The array to write an output into: last call's, where it fits (fresh pages cost as much as the arithmetic)."""
+    if storage[0] is None or storage[0].shape != shape or storage[0].dtype != dtype:
+        storage[0] = np.empty(shape, dtype)
+    return storage[0]
+
+
+def _checkindices(name, x, size):
+    if x.size and not 0 <= x.min() <= x.max() < size:
+        raise IndexError(f'{name} must lie in 0 .. {size - 1}, got {x.min()} .. {x.max()}')
+
+
+class GRU(Op):
+    """A GRU layer over a whole sequence.
+
+    Inputs, by `source`, what the layer reads:
+        'vectors'   X (T, B, K)
+        'onehot'    x (T, B) integers: one-hot vectors of size K, never built, since x U is row x of U
+        'encoded'   x (T, B) integers, E (V, K), a (K): the vectors tanh(E[x] + a)
+    then s0 (B, H), U (K, 3H), W (H, 3H), b (3H).
+
+    Outputs: S (T, B, H), the states; last (B, H), the state after the last step; G (T, B, 3H), the gates z, r and the
+    candidate h, which only the gradient reads.
+
+    Cost: 6 (K + H) H FLOP a character. A batch of characters holds N different ones at most, so for 'onehot' and
+    'encoded' the product with U is computed once for each of those and looked up: 6 H^2 a character and 6 K H for each of N.
+    """
+
+    __props__ = ('source',)
+
+    def __init__(self, source='vectors'):
+        self.source = source
+        self.reals = slice(0 if source == 'vectors' else 1, None)       # the differentiable inputs
+
+    def make_node(self, *inputs):
+        inputs = [T.as_tensor_variable(i) for i in inputs]
+        if self.source != 'vectors':
+            inputs[0] = T.cast(inputs[0], 'int32')
+        s0 = inputs[-4]
+        return Apply(self, inputs, [T.tensor3(dtype=s0.dtype), s0.type(), T.tensor3(dtype=s0.dtype)])
+
+    def perform(self, node, inputs, outputs):
+        source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
+        (steps, B), H = source[0].shape[:2], W.shape[0]
+        _checklayer(source, s0, U, W, b)
+        S = _buffer(outputs[0], (steps, B, H), s0.dtype)
+        G = _buffer(outputs[2], (steps, B, 3 * H), s0.dtype)
+        self._project(source, U, b, G.reshape(-1, 3 * H))
+        ZR, h = G[:, :, :2 * H], G[:, :, 2 * H:]
+        ZR *= 0.2                               # the hard sigmoid's 0.2 v + 0.5, here for all steps, below in the weights
+        ZR += 0.5
+        Wzr, Wh = 0.2 * W[:, :2 * H], np.ascontiguousarray(W[:, 2 * H:])
+        product, rs = np.empty((B, 2 * H), s0.dtype), np.empty((B, H), s0.dtype)
+        s = s0
+        for t in range(steps):
+            zr_t, h_t, s_next = ZR[t], h[t], S[t]
+            np.dot(s, Wzr, out=product)
+            product += zr_t
+            np.maximum(product, 0, out=product)
+            np.minimum(product, 1, out=zr_t)
+            np.multiply(zr_t[:, H:], s, out=rs)
+            np.dot(rs, Wh, out=s_next)
+            s_next += h_t
+            np.tanh(s_next, out=h_t)
+            np.subtract(s, h_t, out=s_next)     # s' = h + z (s - h)
+            s_next *= zr_t[:, :H]
+            s_next += h_t
+            s = s_next
+        outputs[1][0] = s.copy()                # never a buffer: it becomes the value of a shared variable
+
+    def _project(self, source, U, b, out):
+        """x U + b for every character, into out (T B, 3H)."""
+        if self.source == 'vectors':
+            np.dot(source[0].reshape(-1, U.shape[0]), U, out=out)
+            out += b
+        else:
+            chars, where = np.unique(source[0], return_inverse=True)
+            P = U[chars] if self.source == 'onehot' else np.dot(_encode(chars, *source[1:]), U)
+            P += b
+            np.take(P, where.ravel(), axis=0, out=out, mode='clip')
+
+    def pullback(self, inputs, outputs, gradients):
+        dS, dlast, dG = gradients
+        if not isdisconnected(dG):
+            raise ValueError('the gates that a GRU saves for its gradient have no gradient themselves: use S')
+        if isdisconnected(dS):
+            dS = T.zeros_like(outputs[0])
+        if not isdisconnected(dlast):
+            dS = T.inc_subtensor(dS[-1], dlast)
+        real = GRUGrad(self.source)(*inputs, outputs[0], outputs[2], dS)
+        return [Disconnected()] * (len(inputs) - len(real)) + list(real)
+
+    def connection_pattern(self, node):
+        return [[isreal, isreal, False] for isreal in
+                [self.source == 'vectors'] + [True] * (len(node.inputs) - 1)]
+
+
+class GRUGrad(Op):
+    """Gradients of `GRU`: from its inputs, S (T, B, H), G (T, B, 3H) and dS (T, B, H) to those of its real inputs, in their order.
+
+    Cost: twice the forward pass. What a step's recurrence doesn't need is computed for all steps at once; backward through
+    time go only the products with W transposed and what depends on them.
+    """
+
+    __props__ = ('source',)
+
+    def __init__(self, source='vectors'):
+        self.source = source
+
+    def make_node(self, *inputs):
+        inputs = [T.as_tensor_variable(i) for i in inputs]
+        differentiated = inputs[0 if self.source == 'vectors' else 1:-3]
+        return Apply(self, inputs, [i.type() for i in differentiated])
+
+    def perform(self, node, inputs, outputs):
+        *source, s0, U, W, b, S, G, dS = inputs
+        steps, B, H = S.shape
+        dtype = s0.dtype
+        z, r, h = (G[:, :, i * H:(i + 1) * H] for i in range(3))
+        Wzr_T, Wh_T = np.ascontiguousarray(W[:, :2 * H].T), np.ascontiguousarray(W[:, 2 * H:].T)
+        S_prev = np.empty_like(S)
+        S_prev[0], S_prev[1:] = s0, S[:-1]
+        # dG, the gradients before the nonlinearities: first the factors known for all steps at once, then the gradients.
+        dG = np.empty_like(G)
+        dzr, dz, dr, dh = dG[:, :, :2 * H], dG[:, :, :H], dG[:, :, H:2 * H], dG[:, :, 2 * H:]
+        inside = (G[:, :, :2 * H] > 0) & (G[:, :, :2 * H] < 1)
+        np.multiply(inside, dtype.type(0.2), out=dzr)
+        np.subtract(S_prev, h, out=dh)
+        dz *= dh
+        dr *= S_prev
+        np.multiply(h, h, out=dh)
+        np.subtract(1, dh, out=dh)
+        dh *= 1 - z
+        ds, drs, product = np.zeros((B, H), dtype), np.empty((B, H), dtype), np.empty((B, H), dtype)
+        for t in reversed(range(steps)):
+            ds += dS[t]
+            dh[t] *= ds
+            np.dot(dh[t], Wh_T, out=drs)
+            dz[t] *= ds
+            dr[t] *= drs
+            np.dot(dzr[t], Wzr_T, out=product)
+            ds *= z[t]
+            drs *= r[t]
+            ds += drs
+            ds += product
+        dG, S_prev = dG.reshape(-1, 3 * H), S_prev.reshape(-1, H)
+        (ds0_out, dU_out, dW_out, db_out) = outputs[-4:]
+        dU, dW = _buffer(dU_out, U.shape, dtype), _buffer(dW_out, W.shape, dtype)
+        ds0_out[0], db_out[0] = ds, dG.sum(axis=0)
+        dW[:, :2 * H] = np.dot(S_prev.T, dG[:, :2 * H])
+        S_prev *= r.reshape(-1, H)
+        dW[:, 2 * H:] = np.dot(S_prev.T, dG[:, 2 * H:])
+        if self.source == 'vectors':
+            X = source[0]
+            np.dot(X.reshape(-1, U.shape[0]).T, dG, out=dU)
+            dX = _buffer(outputs[0], X.shape, dtype)
+            np.dot(dG, U.T, out=dX.reshape(-1, U.shape[0]))
+            return
+        chars, dP = _sumbychar(source[0], dG)
+        if self.source == 'onehot':
+            dU[:] = 0
+            dU[chars] = dP
+        else:
+            E, a = source[1:]
+            rows = _encode(chars, E, a)
+            np.dot(rows.T, dP, out=dU)
+            drows = np.dot(dP, U.T)
+            drows *= 1 - rows * rows
+            dE = _buffer(outputs[0], E.shape, dtype)
+            dE[:] = 0
+            dE[chars] = drows
+            outputs[1][0] = drows.sum(axis=0)
+
+
+def _checklayer(source, s0, U, W, b):
+    H = W.shape[0]
+    B = source[0].shape[1]
+    if source[0].shape[0] < 1 or s0.shape != (B, H) or W.shape[1] != 3 * H or U.shape[1] != 3 * H or b.shape != (3 * H,):
+        raise ValueError(f'a GRU layer of {H} units takes at least one step, s0 ({B}, {H}), U (inputs, {3 * H}), W ({H}, {3 * H}) '
+                         f'and b ({3 * H},), got {source[0].shape[0]} steps, s0 {s0.shape}, U {U.shape}, W {W.shape} and b {b.shape}')
+    if len(source) == 3 and (source[1].shape[1:] != source[2].shape or source[2].shape != U.shape[:1]):
+        raise ValueError(f'E {source[1].shape}, a {source[2].shape} and U {U.shape} must agree in the size of an input vector')
+    if source[0].ndim == 2:
+        _checkindices('characters', source[0], (source[1] if len(source) == 3 else U).shape[0])
+
+
+def _encode(chars, E, a):
+    """tanh(E + a) for the characters `chars` (N,): (N, K)."""
+    rows = E[chars]
+    rows += a
+    return np.tanh(rows, out=rows)
+
+
+def _sumbychar(x, dG):
+    """The characters that occur in x (T, B), in order (N,), and the sums of the rows of dG (T B, 3H) by character (N, 3H)."""
+    x = x.ravel()
+    order = np.argsort(x, kind='stable')
+    chars, starts = np.unique(x[order], return_index=True)
+    return chars, np.add.reduceat(dG[order], starts, axis=0)
+
+
+class SoftmaxLoss(Op):
+    """The output layer, its softmax and the loss, in one.
+
+    Inputs: S (T, B, H), states of the last layer; V (H, V); c (V); y (T, B) integers, the characters to be predicted.
+    Output: the mean negative log-likelihood of y under softmax(S V + c), in nats per character, a float64 scalar.
+    With `gradients=True` follow that loss's gradients dS, dV, dc: the training step needs both and so computes logits once.
+
+    Cost: 2 H V FLOP a character, 6 H V with gradients; logits exist for `ROWS` characters at a time.
+    """
+
+    __props__ = ('gradients',)
+    ROWS = 2048
+
+    def __init__(self, gradients=False):
+        self.gradients = gradients
+
+    def make_node(self, S, V, c, y):
+        S, V, c, y = (T.as_tensor_variable(i) for i in (S, V, c, y))
+        loss = T.scalar(dtype='float64')
+        return Apply(self, [S, V, c, T.cast(y, 'int32')],
+                     [loss, S.type(), V.type(), c.type()] if self.gradients else [loss])
+
+    def perform(self, node, inputs, outputs):
+        S3, V, c, y = inputs
+        S, y = S3.reshape(-1, V.shape[0]), y.ravel()
+        M = len(y)
+        if len(S) != M or c.shape != V.shape[1:]:
+            raise ValueError(f'SoftmaxLoss takes a character for each state and a bias for each column of V, '
+                             f'got {len(S)} states, {M} characters, V {V.shape}, c {c.shape}')
+        _checkindices('characters', y, len(c))
+        nll = 0.0
+        if self.gradients:
+            dS = _buffer(outputs[1], S3.shape, S.dtype).reshape(S.shape)
+            dV, dc = np.zeros_like(V), np.zeros_like(c)
+        for start in range(0, M, self.ROWS):
+            rows = slice(start, start + self.ROWS)
+            logits = np.dot(S[rows], V)
+            logits += c
+            logits -= logits.max(axis=1, keepdims=True)
+            target = (np.arange(len(logits)), y[rows])
+            nll -= logits[target].sum(dtype=np.float64)
+            np.exp(logits, out=logits)
+            total = logits.sum(axis=1, keepdims=True)
+            nll += np.log(total).sum(dtype=np.float64)
+            if self.gradients:
+                logits /= total                 # the softmax, then (softmax - onehot(y)) / M
+                logits[target] -= 1
+                logits /= M
+                np.dot(logits, V.T, out=dS[rows])
+                dV += np.dot(S[rows].T, logits)
+                dc += logits.sum(axis=0)
+        outputs[0][0] = np.asarray(nll / M)
+        if self.gradients:
+            outputs[2][0], outputs[3][0] = dV, dc
+
+    def pullback(self, inputs, outputs, gradients):
+        if any(not isdisconnected(g) for g in gradients[1:]):
+            raise ValueError('SoftmaxLoss gives first derivatives only')
+        units = outputs[1:] if self.gradients else SoftmaxLoss(gradients=True)(*inputs)[1:]
+        return [Scale()(unit, gradients[0]) for unit in units] + [Disconnected()]
+
+    def connection_pattern(self, node):
+        return [[isreal] + [False] * (len(node.outputs) - 1) for isreal in (True, True, True, False)]
+
+
+class Scale(Op):
+    """An array times a scalar, as the chain rule asks for behind a loss; a factor of 1, the usual one, costs nothing."""
+
+    __props__ = ()
+    view_map = {0: [0]}
+
+    def make_node(self, array, factor):
+        array, factor = T.as_tensor_variable(array), T.as_tensor_variable(factor)
+        return Apply(self, [array, factor], [array.type()])
+
+    def perform(self, node, inputs, outputs):
+        array, factor = inputs
+        outputs[0][0] = array if factor == 1 else (array * factor).astype(array.dtype)
+
+
+class RMSProp(Op):
+    """One step of RMSProp on every parameter, in place, behind a gradient clipped element by element.
+
+    Inputs: learnrate, decay (scalars); weightcosts (n,), one k for each parameter; n parameters p; n caches m; n gradients g.
+    Outputs: the n parameters and the n caches, updated where they lie:
+
+        g += k p                                the gradient of k/2 * sum(p^2): added here, it costs no pass over memory
+        g  = clip(g, -5, 5)
+        m  = decay m + (1 - decay) g^2          Tieleman and Hinton 2012, lecture 6.5
+        p -= learnrate g / sqrt(m + 1e-6)
+    """
+
+    __props__ = ('n',)
+    BLOCK = 1 << 15                             # elements of a pass, so that its arrays stay in the cache
+
+    def __init__(self, n):
+        self.n = n
+        self.destroy_map = {i: [3 + i] for i in range(2 * n)}
+
+    def make_node(self, *inputs):
+        inputs = [T.as_tensor_variable(i) for i in inputs]
+        return Apply(self, inputs, [i.type() for i in inputs[3:3 + 2 * self.n]])
+
+    def perform(self, node, inputs, outputs):
+        learnrate, decay, weightcosts = inputs[:3]
+        params, caches, gradients = (inputs[3 + i * self.n:3 + (i + 1) * self.n] for i in range(3))
+        for i, (p, m, g, k) in enumerate(zip(params, caches, gradients, weightcosts)):
+            outputs[i][0], outputs[self.n + i][0] = p, m
+            p, m, g = p.reshape(-1), m.reshape(-1), g.reshape(-1)
+            for start in range(0, len(p), self.BLOCK):
+                block = slice(start, start + self.BLOCK)
+                self._update(p[block], m[block], g[block], learnrate, decay, k)
+
+    @staticmethod
+    def _update(p, m, g, learnrate, decay, k):
+        g = g + k * p if k else g
+        g = np.minimum(np.maximum(g, -CLIP), CLIP)
+        square = g * g
+        square -= m
+        square *= 1 - decay
+        m += square
+        np.add(m, EPSILON, out=square)
+        np.sqrt(square, out=square)
+        g /= square
+        g *= learnrate
+        p -= g
+
+
+class SampleText(Op):
+    """Characters drawn one after another, each from softmax(logits / temp) behind the one before.
+
+    Inputs: first, the index of the character that is read first; uniforms (n,), numbers in [0, 1) in float64, one a draw; temp,
+    a scalar (0: the most likely character); allowed (V,), booleans: what may be drawn; s0 (L, H); then the model: E and a where it is
+    `encoded`; U, W, b of each layer; V, c. Outputs: indices (n,) int32, without the first; the state (L, H) before the last drawn one is read.
+
+    Cost: 12 L H^2 + 2 H V FLOP a character, and as many bytes of weights read as 2 L (3 H^2) + H V floats hold: the bytes are the limit.
+    """
+
+    __props__ = ('encoded',)
+
+    def __init__(self, encoded=True):
+        self.encoded = encoded
+
+    def make_node(self, *inputs):
+        inputs = [T.as_tensor_variable(i) for i in inputs]
+        return Apply(self, inputs, [T.vector(dtype='int32'), inputs[4].type()])
+
+    def perform(self, node, inputs, outputs):
+        first, uniforms, temp, allowed, s0, *params = inputs
+        source = [params.pop(0), params.pop(0)] if self.encoded else []
+        c, V = params.pop(), params.pop()
+        layers = [params[i:i + 3] for i in range(0, len(params), 3)]
+        forbidden = np.flatnonzero(~allowed.astype(bool))
+        Wzrs = [np.ascontiguousarray(W[:, :2 * len(W)]) for _, W, _ in layers]
+        Whs = [np.ascontiguousarray(W[:, 2 * len(W):]) for _, W, _ in layers]
+        states = list(s0)
+        projections = {}                        # of the characters met so far: x U + b of the first layer
+        drawn = np.empty(len(uniforms), np.int32)
+        char = int(first)
+        for i, uniform in enumerate(uniforms):
+            if char not in projections:
+                U, _, b = layers[0]
+                x = np.tanh(source[0][char] + source[1]) @ U if self.encoded else U[char]
+                projections[char] = x + b
+            projection = projections[char]
+            for l, (_, W, _) in enumerate(layers):
+                H, s = len(W), states[l]
+                if l:
+                    projection = states[l - 1] @ layers[l][0] + layers[l][2]
+                zr = np.minimum(np.maximum(0.2 * (projection[:2 * H] + s @ Wzrs[l]) + 0.5, 0), 1)
+                h = np.tanh(projection[2 * H:] + (zr[H:] * s) @ Whs[l])
+                states[l] = h + zr[:H] * (s - h)
+            logits = (states[-1] @ V + c).astype(np.float64)
+            logits[forbidden] = -np.inf
+            char = _draw(logits, float(temp), uniform)
+            drawn[i] = char
+        outputs[0][0], outputs[1][0] = drawn, np.array(states, s0.dtype)
+
+
+def _draw(logits, temp, uniform):
+    """The character at which the cumulated softmax(logits / temp) (float64) first exceeds `uniform` in [0, 1)."""
+    if np.isnan(logits).any():
+        raise FloatingPointError("the network gives NaN, so its training has diverged: restore an earlier checkpoint (ms.checkpoints() "
+                                 "lists them) and train with a smaller learnrate")
+    if temp == 0:
+        return int(logits.argmax())
+    cumulated = np.cumsum(np.exp((logits - logits.max()) / temp))
+    total = cumulated[-1]
+    # The second search: rounding may have lifted uniform * total to total itself.
+    return int(min(np.searchsorted(cumulated, uniform * total, side='right'), np.searchsorted(cumulated, total)))

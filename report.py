@@ -1,0 +1,63 @@
+"""The one place through which the library speaks to a person: messages and progress.
+
+`report.verbose = False` silences everything; `with report.quiet(True):` does so for a while.
+"""
+
+import sys
+import time
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+verbose = True
+
+
+@contextmanager
+def quiet(silent=True):
+    """Within the `with` block say nothing, where `silent`."""
+    global verbose
+    before = verbose
+    verbose = verbose and not silent
+    try:
+        yield
+    finally:
+        verbose = before
+
+
+def say(text=''):
+    """Print a message for a person, above a progress bar if one is shown."""
+    if verbose:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class Progress:
+    """How far a round of training is: a bar on a terminal, plain lines elsewhere (about ten a round, at most one in 5 seconds)."""
+
+    def __init__(self, title, steps, unit):
+        """steps: how many there are; unit: characters in a step."""
+        self.title, self.steps, self.unit = title, steps, unit
+        self.done, self.start, self.line = 0, time.monotonic(), time.monotonic()
+        self.bar = None
+        if verbose and sys.stdout.isatty():
+            self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=sys.stdout, dynamic_ncols=True,
+                            leave=False, bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
+
+    def step(self, loss):
+        """One more step is done; `loss`: what to show, nats per character."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
+            self.bar.update(self.unit)
+        elif verbose:
+            now = time.monotonic()
+            if self.done == self.steps or (self.done * 10 // self.steps > (self.done - 1) * 10 // self.steps and now - self.line > 5):
+                self.line = now
+                rate = self.done * self.unit / max(now - self.start, 1e-9)
+                left = (self.steps - self.done) * self.unit / rate
+                say(f'{self.title}: {self.done}/{self.steps} steps, loss {loss:.3f}, {rate:,.0f} characters/s, {left:.0f} s left')
+
+    def close(self):
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,29 @@
+"""RN-GRU: train multi-layer GRU networks on a text, character by character, and let them write.
+
+    python3 -i rn_rnn_char.py
+"""
+
+import os
+import sys
+
+try:
+    from dataset import CharSet, DataSet
+    from errors import RNGRUError
+    from model import HyperParams, ModelState, generatestring
+except ImportError as error:
+    if __name__ != '__main__' or error.name not in (None, 'numpy', 'tqdm'):     # None: the engine, see engine.py
+        raise
+    print(f'RN-GRU: {error}. Type `make shell` in the project\'s directory, which installs what is needed and opens the shell, '
+          f'or `{sys.executable} -m pip install -r requirements.txt`.', file=sys.stderr, flush=True)
+    os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
+
+__all__ = ['ModelState', 'HyperParams', 'generatestring', 'CharSet', 'DataSet', 'RNGRUError']
+
+if __name__ == '__main__':
+    if sys.flags.interactive:
+        print("RN-GRU. A new model     ms = ModelState.initfromsrcfile('file.txt', 'workingdir', layers=2, state_size=256)\n"
+              "        an old one      ms = ModelState.load('workingdir')\n"
+              '        train, write    ms.trainmodel(valid_len=50, print_every=100); generatestring(ms)\n'
+              '        the manual      help(ModelState), help(HyperParams), help(generatestring)')
+    else:
+        print('RN-GRU works in the interactive shell: python3 -i rn_rnn_char.py', file=sys.stderr)
