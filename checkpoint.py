@@ -146,7 +146,8 @@ def loadfacts(path):
     Raises WorkDirError when it is damaged, not ours or of a newer format, FileNotFoundError when there is none.
     """
     with open(path, 'rb') as file:
-        data = file.read(MAXBYTES + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size) if size <= MAXBYTES else None
     try:
         facts = _undump(data)
         if type(facts) is not dict:
@@ -200,7 +201,7 @@ def _undump(data):
     tuples overflows C's stack) and only strings and bytes are used twice, so that the result is a tree, no larger
     than the number of steps.
     """
-    if len(data) > MAXBYTES:
+    if data is None or len(data) > MAXBYTES:
         raise ValueError(f'larger than {MAXBYTES >> 20} MB')
     stack, marks, memo = [], [], []
 
@@ -286,12 +287,16 @@ def savearrays(path, arrays):
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
-        if type(name) is not str or not name.isidentifier() or name in ('format', 'file', 'allow_pickle'):
+        if type(name) is not str or not name.isidentifier() or name == 'format':
             raise ValueError(f'{name!r} cannot name an array: use another identifier')
         if array.dtype.kind not in 'biufc':
             raise TypeError(f'array {name!r} has the type {array.dtype}: only booleans and numbers are stored')
     with _Staged(pathlib.Path(path)) as staged:
-        np.savez(staged.file, format=np.array(FORMAT, np.int64), **arrays)
+        # As np.savez does it, which on older NumPy leaves the archive open, and Python complaining, where the disk is full.
+        with zipfile.ZipFile(staged.file, 'w') as archive:
+            for name, array in {'format': np.array(FORMAT, np.int64), **arrays}.items():
+                with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         staged.publish()
 
 
@@ -488,6 +493,8 @@ class WorkDir:
         Its facts file, which appears last and in one step, is what makes it one: until then the directory is as it
         was. Raises TypeError or ValueError for what can't be stored, OSError when the disk refuses.
         """
+        if type(facts) is not dict:
+            raise TypeError(f'facts must be a dict, not {type(facts).__name__}')
         counter = 1 + max((known.counter for known in self._scan()[0]), default=0)
         stored = {'loss': float(loss), 'epoch': operator.index(epoch), 'pos': operator.index(pos), 'facts': facts}
         short = f'{stored["loss"]:.4f}' if abs(stored['loss']) < 1e6 else f'{stored["loss"]:.4g}'

@@ -16,7 +16,7 @@ import numpy as np
 from errors import TextError, WorkDirError
 
 UNKNOWN = '\ufffd'
-CHUNK = 1 << 20         # bytes read at a time: large enough for NumPy, small enough for the processor's cache
+CHUNK = 1 << 19         # bytes read at a time: large enough for NumPy, small enough for the processor's cache
 _POINTS = 0x110000      # number of Unicode code points
 _UNKNOWNS = np.append(np.arange(0xD800, 0xE000), ord(UNKNOWN))      # surrogates are no characters
 
@@ -96,7 +96,7 @@ class CharSet:
         low, high = indices.min(), indices.max()
         if low < 0 or high >= len(self):
             raise ValueError(f"indices must be in 0..{len(self) - 1}, not {low if low < 0 else high}")
-        return self._points.take(indices).tobytes().decode('utf-32-le')
+        return self._points.astype('<u4').take(indices).tobytes().decode('utf-32-le')
 
     def onehot(self, index):
         """The one-hot vector, (V,) float32, of an index in 0..V-1."""
@@ -279,7 +279,7 @@ def _survey(blocks, srcfile, size):
         if text.isascii():
             new = np.frombuffer(text.encode().translate(None, seenascii), np.uint8)
         else:
-            known = seen.take(points)
+            known = seen[points]       # twice as fast as take() before NumPy 2, half as fast since
             new = points[:0] if known.all() else points[~known]
         if new.size:
             seen[new] = True
@@ -293,7 +293,7 @@ def _survey(blocks, srcfile, size):
             break
         linestarts[points[0]] += newline
         starts = points[np.flatnonzero(points[:-1] == ord('\n')) + 1]
-        starts, counts = np.unique(starts.astype(np.uint32), return_counts=True)    # 8 bits sort more slowly
+        starts, counts = np.unique(starts.astype(np.uint32), return_counts=True)     # 8 and 16 bits sort more slowly
         linestarts[starts] += counts
         newline = text.endswith('\n')
     if not numchars:
@@ -418,9 +418,12 @@ def _fingerprint(file):
 
 
 def _codepoints(text):
-    """A str's code points, (len(text),) uint8 or little-endian uint32, lone surrogates included."""
+    """A str's code points, (len(text),) uint8, uint16 or uint32 (little-endian), lone surrogates included."""
     if text.isascii():
         return np.frombuffer(text.encode(), np.uint8)
+    utf16 = text.encode('utf-16-le', 'surrogatepass')       # a plain copy, where no character takes two units
+    if len(utf16) == 2 * len(text):
+        return np.frombuffer(utf16, '<u2')
     return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4')
 
 

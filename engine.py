@@ -44,8 +44,8 @@ def _setflags(name):
     wanted = {'floatX': 'float32', 'blas__ldflags' if name == 'pytensor' else 'blas.ldflags': ''}
     home = os.path.expanduser(f'~/.{name}')
     parent = home if os.path.isdir(home) else os.path.dirname(home)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        wanted['base_compiledir'] = os.path.join(tempfile.gettempdir(), f'{name}-{os.getuid()}')
+    if not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
+        wanted['base_compiledir'] = tempfile.mkdtemp(prefix=f'{name}-')      # ours alone: we load code from it
     files = configparser.RawConfigParser(strict=False)
     try:
         files.read(os.path.expanduser(path) for path in os.environ.get(rc, f'~/.{name}rc').split(os.pathsep))
@@ -104,7 +104,7 @@ def compilefunction(inputs, outputs, updates=()):
     Ops that work in place are welcome. Intermediate arrays are kept between calls: a training step would otherwise
     spend its time on fresh pages.
     """
-    mode = theano.compile.mode.Mode(linker='vm', optimizer='fast_run')
+    mode = theano.compile.mode.Mode(linker='vm_nogc', optimizer='fast_run')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')         # classic Theano: deprecations in NumPy
         f = theano.function(inputs, outputs, updates=list(updates), mode=mode, accept_inplace=True,

@@ -90,9 +90,12 @@ class ModelParams:
         return np.stack([s.get_value(borrow=True) for s in self.states])
 
     def set_state(self, state):
-        """Start the next step from hidden states (L, B, H)."""
+        """Start the next step from hidden states (L, B, H), a float32 array; ValueError for another L or H."""
+        state = np.asarray(state, np.float32)
+        if state.ndim != 3 or (state.shape[0], state.shape[2]) != (self.layers, self.state_size):
+            raise ValueError(f'the state has shape ({self.layers}, batch rows, {self.state_size}), got {state.shape}')
         for shared, s in zip(self.states, state):
-            shared.set_value(np.array(s, np.float32, order='C'), borrow=True)
+            shared.set_value(np.array(s, order='C'), borrow=True)
 
     def arrays(self):
         """Everything that a checkpoint keeps, a dict of name -> array: parameters, caches (`m` + name) and `state` (L, B, H)."""
@@ -107,10 +110,13 @@ class ModelParams:
         return {name: (shape, 'float32') for name, shape in shapes.items()}
 
     def set_arrays(self, arrays):
-        """Put back what `arrays()` gave."""
+        """Put back what `arrays()` gave; ValueError for a wrong shape, and then nothing has changed."""
+        for name, (shape, _) in self.expected(arrays['state'].shape[1]).items():
+            if arrays[name].shape != shape:
+                raise ValueError(f'{name} has shape {shape}, got {arrays[name].shape}')
         self.set_params({name: arrays[name] for name in self.params})
         for name, shared in self.caches.items():
-            shared.set_value(arrays['m' + name])
+            shared.set_value(np.array(arrays['m' + name], np.float32, order='C'), borrow=True)
         self.set_state(arrays['state'])
 
     # --- Graphs -------------------------------------------------------------------------------------------------

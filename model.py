@@ -67,7 +67,7 @@ class ModelState:
         hyper = HyperParams(**hyper)
         seq_len = checkint('seq_len', seq_len, 1)
         seed = secrets.randbits(48) if seed is None else checkint('seed', seed)
-        with report.quiet(not verbose), WorkDir(workdir).create() as directory:
+        with report.quiet(not verbose), WorkDir(workdir).create(DATAFILE) as directory:
             charset, data, numundecodable = encodefile(srcfile, directory.path / DATAFILE, seq_len, encoding)
             if numundecodable:
                 report.say(f'{numundecodable:,} bytes of {srcfile} could not be decoded and were read as U+FFFD.')

@@ -206,6 +206,8 @@ def _checklayer(source, s0, U, W, b):
                          f'and b ({3 * H},), got {source[0].shape[0]} steps, s0 {s0.shape}, U {U.shape}, W {W.shape} and b {b.shape}')
     if len(source) == 3 and (source[1].shape[1:] != source[2].shape or source[2].shape != U.shape[:1]):
         raise ValueError(f'E {source[1].shape}, a {source[2].shape} and U {U.shape} must agree in the size of an input vector')
+    if len(source) == 1 and source[0].ndim == 3 and source[0].shape[2] != U.shape[0]:
+        raise ValueError(f'X {source[0].shape} and U {U.shape} must agree in the size of an input vector')
     if source[0].ndim == 2:
         _checkindices('characters', source[0], (source[1] if len(source) == 3 else U).shape[0])
 
@@ -249,11 +251,11 @@ class SoftmaxLoss(Op):
 
     def perform(self, node, inputs, outputs):
         S3, V, c, y = inputs
+        if S3.shape[:2] != y.shape or S3.shape[2:] != V.shape[:1] or c.shape != V.shape[1:]:
+            raise ValueError(f'SoftmaxLoss takes S (T, B, H), V (H, V), c (V,) and y (T, B), '
+                             f'got S {S3.shape}, V {V.shape}, c {c.shape} and y {y.shape}')
         S, y = S3.reshape(-1, V.shape[0]), y.ravel()
         M = len(y)
-        if len(S) != M or c.shape != V.shape[1:]:
-            raise ValueError(f'SoftmaxLoss takes a character for each state and a bias for each column of V, '
-                             f'got {len(S)} states, {M} characters, V {V.shape}, c {c.shape}')
         _checkindices('characters', y, len(c))
         nll = 0.0
         if self.gradients:
@@ -333,6 +335,9 @@ class RMSProp(Op):
         params, caches, gradients = (inputs[3 + i * self.n:3 + (i + 1) * self.n] for i in range(3))
         for i, (p, m, g, k) in enumerate(zip(params, caches, gradients, weightcosts)):
             outputs[i][0], outputs[self.n + i][0] = p, m
+            if not (p.flags.c_contiguous and m.flags.c_contiguous):
+                self._update(p, m, g, learnrate, decay, k)      # flat views would be copies, and the update lost
+                continue
             p, m, g = p.reshape(-1), m.reshape(-1), g.reshape(-1)
             for start in range(0, len(p), self.BLOCK):
                 block = slice(start, start + self.BLOCK)
@@ -377,6 +382,10 @@ class SampleText(Op):
         source = [params.pop(0), params.pop(0)] if self.encoded else []
         c, V = params.pop(), params.pop()
         layers = [params[i:i + 3] for i in range(0, len(params), 3)]
+        if s0.shape != (len(layers), len(V)) or allowed.shape != c.shape or not allowed.any():
+            raise ValueError(f'SampleText takes s0 ({len(layers)}, {len(V)}) and allowed ({len(c)},), not all of it 0, '
+                             f'got s0 {s0.shape} and allowed {allowed.shape}')
+        _checkindices('first', first, len(c))
         forbidden = np.flatnonzero(~allowed.astype(bool))
         Wzrs = [np.ascontiguousarray(W[:, :2 * len(W)]) for _, W, _ in layers]
         Whs = [np.ascontiguousarray(W[:, 2 * len(W):]) for _, W, _ in layers]
@@ -406,12 +415,10 @@ class SampleText(Op):
 
 def _draw(logits, temp, uniform):
     """The character at which the cumulated softmax(logits / temp) (float64) first exceeds `uniform` in [0, 1)."""
-    if np.isnan(logits).any():
-        raise FloatingPointError("the network gives NaN, so its training has diverged: restore an earlier checkpoint (ms.checkpoints() "
-                                 "lists them) and train with a smaller learnrate")
+    if not np.isfinite(logits.max()):           # NaN too
+        raise FloatingPointError('the network gives numbers that are none any more, so its training has diverged: restore an earlier '
+                                 'checkpoint (ms.checkpoints() lists them) and train on with a smaller learnrate')
     if temp == 0:
         return int(logits.argmax())
     cumulated = np.cumsum(np.exp((logits - logits.max()) / temp))
-    total = cumulated[-1]
-    # The second search: rounding may have lifted uniform * total to total itself.
-    return int(min(np.searchsorted(cumulated, uniform * total, side='right'), np.searchsorted(cumulated, total)))
+    return int(np.searchsorted(cumulated, uniform * cumulated[-1], side='right'))

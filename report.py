@@ -3,6 +3,7 @@
 `report.verbose = False` silences everything; `with report.quiet(True):` does so for a while.
 """
 
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -39,9 +40,9 @@ class Progress:
         self.title, self.steps, self.unit = title, steps, unit
         self.done, self.start, self.line = 0, time.monotonic(), time.monotonic()
         self.bar = None
-        if verbose and sys.stdout.isatty():
-            self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=sys.stdout, dynamic_ncols=True,
-                            leave=False, bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
+        if verbose and _onterminal():
+            self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=sys.stdout, leave=False, dynamic_ncols=True,
+                            bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
 
     def step(self, loss):
         """One more step is done; `loss`: what to show, nats per character."""
@@ -61,3 +62,8 @@ class Progress:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
+
+
+def _onterminal():
+    """Whether messages go to a terminal that has a width: some programs' terminals have none, and a bar would show nothing there."""
+    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0

@@ -1,0 +1,144 @@
+"""What all tests share: the engine made quiet, the library silent, and a GRU written out number by number.
+
+`python -m pytest` with PyTensor's environment or with classic Theano's runs the same tests on that engine.
+"""
+
+import os
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+# A home that can't be written gets its compile directory from engine.py, so none is chosen here.
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    import engine
+
+
+def pytest_configure(config):
+    if engine.name == 'theano':                 # it uses what NumPy and Python have deprecated since
+        for category in ('DeprecationWarning', 'PendingDeprecationWarning', 'FutureWarning'):
+            config.addinivalue_line('filterwarnings', f'ignore::{category}:theano.*')
+            config.addinivalue_line('filterwarnings', f'ignore::{category}:numpy.*')
+
+
+def pytest_report_header(config):
+    return f'{engine.version}, NumPy {np.__version__}'
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    """The library says nothing, unless a test sets `report.verbose` itself."""
+    import report
+    monkeypatch.setattr(report, 'verbose', False)
+
+
+# --- The naive network: float64, one number at a time, straight from DESIGN's formulas --------------------------
+
+def hard_sigmoid(v):
+    v = 0.2 * v + 0.5
+    return 0.0 if v < 0 else 1.0 if v > 1 else v
+
+
+def naive_step(x, s, U, W, b):
+    """The next state (H,), a list, of one row: x (K,) the input vector, s (H,) the state. Every gate written out, number by number."""
+    H, K = len(s), len(x)
+
+    def into(column, state):
+        total = b[column]
+        for k in range(K):
+            total = total + x[k] * U[k][column]
+        for j in range(H):
+            total = total + state[j] * W[j][column]
+        return total
+
+    z = [hard_sigmoid(into(i, s)) for i in range(H)]
+    r = [hard_sigmoid(into(H + i, s)) for i in range(H)]
+    rs = [r[j] * s[j] for j in range(H)]
+    h = [float(np.tanh(into(2 * H + i, rs))) for i in range(H)]
+    return [(1 - z[i]) * h[i] + z[i] * s[i] for i in range(H)]
+
+
+def naive_gru(X, s0, U, W, b):
+    """S (T, B, H) in float64 of a GRU over vectors X (T, B, K) from s0 (B, H): row by row, step by step."""
+    X, s0, U, W, b = (np.asarray(i, np.float64).tolist() for i in (X, s0, U, W, b))
+    S = []
+    state = s0
+    for x in X:
+        state = [naive_step(x[row], state[row], U, W, b) for row in range(len(state))]
+        S.append(state)
+    return np.array(S)
+
+
+def naive_vectors(source, inputs):
+    """The vectors (T, B, K), float64, that a GRU of this source reads; `inputs`: (X,), (x, V) for 'onehot' or (x, E, a)."""
+    if source == 'vectors':
+        return np.asarray(inputs[0], np.float64)
+    x = inputs[0]
+    T, B = x.shape
+    size = inputs[1] if source == 'onehot' else inputs[1].shape[1]
+    X = np.zeros((T, B, size))
+    for t in range(T):
+        for row in range(B):
+            if source == 'onehot':
+                X[t, row, x[t, row]] = 1
+            else:
+                for k in range(size):
+                    X[t, row, k] = np.tanh(float(inputs[1][x[t, row], k]) + float(inputs[2][k]))
+    return X
+
+
+def naive_states(params, x, s0):
+    """Every layer's states, a list of (T, B, H) in float64, of the network `params` (get_params' dict) over x (T, B) from s0 (L, B, H)."""
+    if 'E' in params:
+        X = naive_vectors('encoded', (x, params['E'], params['a']))
+    else:
+        X = naive_vectors('onehot', (x, params['U0'].shape[0]))
+    states = []
+    for l in range(len(s0)):
+        X = naive_gru(X, s0[l], params[f'U{l}'], params[f'W{l}'], params[f'b{l}'])
+        states.append(X)
+    return states
+
+
+def naive_logits(params, x, s0):
+    """(logits (T, B, V), last states (L, B, H)) in float64."""
+    states = naive_states(params, x, s0)
+    V, c = np.asarray(params['V'], np.float64), np.asarray(params['c'], np.float64)
+    return np.einsum('tbh,hv->tbv', states[-1], V) + c, np.array([S[-1] for S in states])
+
+
+def naive_nll(logits, y):
+    """Mean negative log-likelihood of y under softmax(logits): a log-sum-exp for each character, in float64."""
+    rows, y = np.asarray(logits, np.float64).reshape(-1, np.shape(logits)[-1]), np.ravel(y)
+    total = 0.0
+    for row, char in zip(rows, y):
+        top = max(row)
+        total += top + np.log(sum(np.exp(value - top) for value in row)) - row[char]
+    return total / len(y)
+
+
+def naive_sample(params, s0, first, uniforms, temp, allowed):
+    """Indices and the state before the last of them is read: the whole text through the naive GRU again for each draw."""
+    read = [first]
+    for uniform in uniforms:
+        logits, last = naive_logits(params, np.array(read)[:, None], s0[:, None, :])
+        logits = logits[-1, 0]
+        chars = [v for v in range(len(logits)) if allowed[v]]
+        if temp == 0:
+            char = max(chars, key=lambda v: logits[v])
+        else:
+            top = max(logits[v] for v in chars)
+            shares = [np.exp((logits[v] - top) / temp) for v in chars]
+            left = uniform * sum(shares)
+            for char, share in zip(chars, shares):
+                left -= share
+                if left < 0:
+                    break
+        read.append(char)
+    return read[1:], last[:, 0]

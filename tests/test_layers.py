@@ -1,0 +1,531 @@
+"""The networks and their training against the naive network of conftest and finite differences in float64.
+
+`PYTHONPATH=. python tests/test_layers.py` prints the constants of TRAINED, worked out in float64 without Theano or our Ops.
+"""
+
+import numpy as np
+import pytest
+
+import engine
+import layers
+import report
+from conftest import naive_logits, naive_nll, naive_sample, naive_states
+from engine import T, theano
+
+TYPES = ('GRUEncode', 'GRUResize')
+PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
+
+
+def build(modeltype, V=5, L=2, H=3, seed=1):
+    return layers.MODELTYPES[modeltype](V, L, H, seed)
+
+
+def wild(model, seed=0, scale=1.0):
+    """The model with other parameters, biases included, uniform within +-scale."""
+    rng = np.random.RandomState(seed)
+    model.set_params({name: rng.uniform(-scale, scale, value.shape) for name, value in model.get_params().items()})
+    return model
+
+
+def batch(V=5, steps=3, B=2, seed=0):
+    """x, y (T, B) int32."""
+    return np.random.RandomState(seed).randint(0, V, (2, steps, B)).astype('int32')
+
+
+def state(model, B=2, seed=0):
+    return np.random.RandomState(seed).uniform(-1, 1, (model.layers, B, model.state_size)).astype('float32')
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def nocompiler(monkeypatch):
+    """Compiling anything fails."""
+    def fail(*args, **kwargs):
+        raise AssertionError('something was compiled')
+    monkeypatch.setattr(engine, 'compilefunction', fail)
+    monkeypatch.setattr(theano, 'function', fail)
+
+
+# --- The naive training step -------------------------------------------------------------------------------------
+
+def naive_cost(params, x, y, s0, regcost):
+    """DESIGN's cost: (sum of the nats + regcost/2 * sum of the squared E, U, W, V) / number of characters."""
+    squares = sum(float((np.asarray(value, np.float64) ** 2).sum()) for name, value in params.items() if name[0] in 'EUWV')
+    return (naive_nll(naive_logits(params, x, s0)[0], y) * y.size + regcost / 2 * squares) / y.size
+
+
+def numerical(f, value, step=1e-5):
+    """Gradient of f() in the array `value`, which f reads: central differences."""
+    gradient = np.zeros_like(value)
+    for index in np.ndindex(*value.shape):
+        kept = value[index]
+        value[index] = kept + step
+        above = f()
+        value[index] = kept - step
+        gradient[index] = (above - f()) / (2 * step)
+        value[index] = kept
+    return gradient
+
+
+def naive_trainstep(params, caches, x, y, s0, learnrate, decay, regcost):
+    """One step on float64 dicts `params` and `caches`, in place; (loss before, last state, the gradients before the clip)."""
+    logits, last = naive_logits(params, x, s0)
+    loss = naive_nll(logits, y)
+    gradients = {name: numerical(lambda: naive_cost(params, x, y, s0, regcost), value) for name, value in params.items()}
+    for name, gradient in gradients.items():
+        g = np.clip(gradient, -5, 5)
+        caches[name] = decay * caches[name] + (1 - decay) * g * g
+        params[name] -= learnrate * g / np.sqrt(caches[name] + 1e-6)
+    return loss, last, gradients
+
+
+def doubles(model):
+    params = {name: value.astype(np.float64) for name, value in model.get_params().items()}
+    return params, {name: np.zeros_like(value) for name, value in params.items()}
+
+
+# --- Parameters ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('L', [1, 2, 4])
+def test_gruencode_parameters_have_the_names_and_shapes_of_the_contract(L):
+    params = build('GRUEncode', V=7, L=L, H=4).get_params()
+    want = {'E': (7, 4), 'a': (4,), 'V': (4, 7), 'c': (7,)}
+    for l in range(L):
+        want.update({f'U{l}': (4, 12), f'W{l}': (4, 12), f'b{l}': (12,)})
+    assert {name: value.shape for name, value in params.items()} == want
+    assert all(value.dtype == np.float32 for value in params.values())
+
+
+@pytest.mark.parametrize('L', [1, 2, 4])
+def test_gruresize_parameters_have_the_names_and_shapes_of_the_contract(L):
+    params = build('GRUResize', V=7, L=L, H=4).get_params()
+    want = {'V': (4, 7), 'c': (7,)}
+    for l in range(L):
+        want.update({f'U{l}': (4 if l else 7, 12), f'W{l}': (4, 12), f'b{l}': (12,)})
+    assert {name: value.shape for name, value in params.items()} == want
+    assert all(value.dtype == np.float32 for value in params.values())
+
+
+@pytest.mark.parametrize('modeltype, want', [('GRUEncode', 15 + 3 + 2 * (27 + 27 + 9) + 15 + 5), ('GRUResize', 45 + 3 * 27 + 18 + 15 + 5)])
+def test_numparams_counts_every_number(modeltype, want):
+    model = build(modeltype)
+    assert model.numparams == want == sum(value.size for value in model.get_params().values())
+
+
+def test_the_weights_are_the_matrices_and_not_the_biases():
+    assert set(build('GRUEncode').weights()) == {'E', 'U0', 'W0', 'U1', 'W1', 'V'}
+    assert set(build('GRUResize').weights()) == {'U0', 'W0', 'U1', 'W1', 'V'}
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_initial_weights_are_uniform_within_the_root_of_one_over_rows_and_biases_zero(modeltype):
+    """A uniform distribution within +-bound: mean 0, deviation bound / sqrt(3), a quarter of it above bound / 2."""
+    for name, value in build(modeltype, V=70, L=2, H=60).get_params().items():
+        if name[0] in 'abc':
+            assert not value.any()
+            continue
+        bound = (1 / value.shape[0]) ** 0.5
+        assert 0.99 * bound < np.abs(value).max() <= np.float32(bound)
+        assert abs(value.mean()) < 0.05 * bound
+        assert abs(value.std() * 3 ** 0.5 / bound - 1) < 0.05
+        assert abs((value > bound / 2).mean() - 0.25) < 0.03
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_initial_weights_come_from_the_seed_alone(modeltype):
+    first = build(modeltype, seed=5).get_params()
+    np.random.seed(3)
+    assert same(first, build(modeltype, seed=5).get_params())
+    other = build(modeltype, seed=6).get_params()
+    assert all(not np.array_equal(first[name], other[name]) for name in first if name[0] not in 'abc')
+
+
+def test_no_two_weight_matrices_start_the_same():
+    params = build('GRUEncode', L=3).get_params()
+    assert len({params[name].tobytes() for name in ('U0', 'W0', 'U1', 'W1', 'U2', 'W2')}) == 6
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_set_params_takes_what_get_params_gave(modeltype):
+    model, other = build(modeltype, seed=1), build(modeltype, seed=2)
+    other.set_params(model.get_params())
+    assert same(other.get_params(), model.get_params())
+
+
+def test_set_params_leaves_out_what_the_dict_leaves_out_and_takes_lists_and_other_types():
+    model = build('GRUEncode')
+    before = model.get_params()
+    model.set_params({'a': [1, 2, 3], 'V': np.asfortranarray(np.arange(15.0).reshape(3, 5)), 'c': np.arange(5, dtype='int64')})
+    after = model.get_params()
+    np.testing.assert_array_equal(after['a'], [1, 2, 3])
+    np.testing.assert_array_equal(after['V'], np.arange(15).reshape(3, 5))
+    np.testing.assert_array_equal(after['c'], np.arange(5))
+    assert all(np.array_equal(after[name], before[name]) for name in before if name not in 'aVc')
+    assert all(value.dtype == np.float32 for value in after.values())
+
+
+@pytest.mark.parametrize('name, value, error', [('Q', np.zeros(3), KeyError), ('U9', np.zeros((3, 9)), KeyError), ('a', np.zeros(4), ValueError),
+                                                ('V', np.zeros((5, 3)), ValueError), ('c', np.zeros((5, 1)), ValueError),
+                                                ('c', 'text', ValueError), ('a', [1, 'x', 2], ValueError), ('a', None, ValueError),
+                                                ('a', [[1], [2, 3]], ValueError)])
+def test_set_params_refuses_what_does_not_fit_and_then_changes_nothing(name, value, error):
+    model = build('GRUEncode')
+    before = model.get_params()
+    with pytest.raises(error, match=name):
+        model.set_params({'E': np.ones((5, 3)), name: value, 'W0': np.ones((3, 9))})
+    assert same(before, model.get_params())
+
+
+def test_parameters_are_handed_out_and_taken_as_copies():
+    model = build('GRUEncode')
+    before, given = model.get_params(), np.ones((5, 3), np.float32)
+    model.get_params()['V'][:] = 9
+    assert same(before, model.get_params())
+    model.set_params({'E': given})
+    given[:] = 7
+    np.testing.assert_array_equal(model.get_params()['E'], np.ones((5, 3)))
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_arrays_hold_everything_that_expected_tells_and_put_back_the_same_training(modeltype):
+    x, y = batch()
+    model, other = build(modeltype, seed=1), build(modeltype, seed=2)
+    model.set_state(state(model))
+    model.trainstep(x, y, 0.01, 0.9, 0.1)
+    kept = model.arrays()
+    assert {name: (value.shape, str(value.dtype)) for name, value in kept.items()} == model.expected(2)
+    assert set(kept) == set(model.params) | {'m' + name for name in model.params} | {'state'}
+    losses = [model.trainstep(x, y, 0.01, 0.9, 0.1) for _ in range(3)]
+    end = model.arrays()
+    assert not same(kept, end)
+    for again in (model, other):
+        again.set_arrays(kept)
+        assert [again.trainstep(x, y, 0.01, 0.9, 0.1) for _ in range(3)] == losses
+        assert same(again.arrays(), end)
+
+
+# --- The graphs ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('dtype', ['int8', 'uint8', 'uint16', 'int32', 'int64'])
+def test_forward_takes_characters_of_any_integer_type(modeltype, dtype):
+    model = wild(build(modeltype))
+    x_value, s0_value = batch(steps=4)[0], state(model)
+    x, s0 = T.matrix(dtype=dtype), T.tensor3(dtype='float32')
+    logits, last = model.forward(x, s0)
+    assert (logits.ndim, logits.dtype, last.ndim, last.dtype) == (3, 'float32', 3, 'float32')
+    got_logits, got_last = theano.function([x, s0], [logits, last], mode=PLAIN)(x_value.astype(dtype), s0_value)
+    want_logits, want_last = naive_logits(model.get_params(), x_value, s0_value)
+    assert got_logits.shape == (4, 2, 5) and got_last.shape == (2, 2, 3)
+    np.testing.assert_allclose(got_logits, want_logits, atol=2e-6)
+    np.testing.assert_allclose(got_last, want_last, atol=1e-6)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('L, steps, B, H, V', [(1, 1, 1, 1, 2), (3, 2, 1, 17, 3), (2, 5, 3, 4, 30)])
+def test_forward_agrees_with_the_naive_network_on_other_sizes(modeltype, L, steps, B, H, V):
+    model = wild(build(modeltype, V, L, H))
+    x, s0 = batch(V, steps, B)[0], state(model, B)
+    got_logits, got_last = theano.function([], list(model.forward(x, s0)), mode=PLAIN)()      # arrays are expressions too
+    want_logits, want_last = naive_logits(model.get_params(), x, s0)
+    np.testing.assert_allclose(got_logits, want_logits, atol=5e-6)
+    np.testing.assert_allclose(got_last, want_last, atol=1e-6)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_logits_are_differentiable_in_the_parameters_and_in_s0(modeltype):
+    """Against central differences of the naive network; the cost reads logits and last states."""
+    model = wild(build(modeltype))
+    x, s0_value = batch()[0], state(model)
+    rng = np.random.RandomState(4)
+    for_logits, for_last = (rng.uniform(-1, 1, shape).astype('float32') for shape in ((3, 2, 5), (2, 2, 3)))
+    s0 = T.tensor3(dtype='float32')
+    logits, last = model.forward(x, s0)
+    wrt = [*model.params.values(), s0]
+    gradients = theano.function([s0], theano.grad(T.sum(logits * for_logits) + T.sum(last * for_last), wrt), mode=PLAIN,
+                                accept_inplace=True)(s0_value)
+    params, s0_value = doubles(model)[0], s0_value.astype(np.float64)
+
+    def cost():
+        logits, last = naive_logits(params, x, s0_value)
+        return (logits * for_logits).sum() + (last * for_last).sum()
+
+    for name, got in zip([*model.params, 's0'], gradients):
+        np.testing.assert_allclose(got, numerical(cost, params.get(name, s0_value)), rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('regcost', [0.0, 0.7])
+def test_cost_is_the_loss_and_the_squared_weights_a_character(modeltype, regcost):
+    model = wild(build(modeltype))
+    (x, y), s0 = batch(), state(model)
+    xs, ys = T.matrix(dtype='int32'), T.matrix(dtype='int32')
+    cost = model.cost(xs, ys, [T.constant(s) for s in s0], regcost)
+    assert cost.ndim == 0
+    got = theano.function([xs, ys], cost, mode=PLAIN, accept_inplace=True)(x, y)
+    np.testing.assert_allclose(got, naive_cost(model.get_params(), x, y, s0, regcost), rtol=1e-5)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_building_a_model_and_its_graphs_compiles_nothing(modeltype, nocompiler):
+    model = build(modeltype)
+    x, y = T.matrix(dtype='int32'), T.matrix(dtype='int32')
+    s0 = T.tensor3(dtype='float32')
+    model.forward(x, s0)
+    theano.grad(model.cost(x, y, [s0[0], s0[1]], 0.1), list(model.params.values()))
+
+
+# --- The training step -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('regcost', [0.0, 0.7, 60.0])
+def test_a_training_step_is_the_cost_and_the_update_of_the_design(modeltype, regcost):
+    """Two steps against finite differences, clip and RMSProp in float64; at regcost 60 many gradients are clipped."""
+    model = wild(build(modeltype))
+    s0 = state(model)
+    model.set_state(s0)
+    params, caches = doubles(model)
+    clipped = 0
+    for seed in (0, 1):
+        x, y = batch(seed=seed)
+        loss = model.trainstep(x, y, 0.02, 0.9, regcost)
+        want_loss, s0, gradients = naive_trainstep(params, caches, x, y, s0, 0.02, 0.9, regcost)
+        clipped += sum(int((np.abs(g) > 5).sum()) for g in gradients.values())
+        arrays = model.arrays()
+        assert isinstance(loss, float)
+        np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+        np.testing.assert_allclose(arrays['state'], s0, atol=2e-5)
+        for name in params:
+            np.testing.assert_allclose(arrays['m' + name], caches[name], rtol=2e-3, atol=1e-8, err_msg=name)
+            np.testing.assert_allclose(arrays[name], params[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (clipped > 20) == (regcost == 60)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_regcost_moves_weight_matrices_and_not_biases(modeltype):
+    """By hand, decay 0: the cache is g^2, and regcost adds regcost W / (T B) = 0.9 W / 6 to g; where g is of a bias, nothing."""
+    (x, y), caches = batch(), []
+    for regcost in (0.0, 0.9):
+        model = wild(build(modeltype))
+        before = model.get_params()
+        model.set_state(state(model))
+        model.trainstep(x, y, 0.01, 0.0, regcost)
+        after, arrays = model.get_params(), model.arrays()
+        caches.append({name: np.sqrt(arrays['m' + name]) * np.sign(before[name] - after[name]) for name in before})
+    for name in before:
+        want = 0.9 * before[name] / 6 if name[0] in 'EUWV' else 0 * before[name]
+        np.testing.assert_allclose(caches[1][name] - caches[0][name], want, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_the_update_follows_the_gradient_of_the_cost(modeltype):
+    """decay 0 makes the cache the squared gradient: Theano's of `model.cost`."""
+    model = wild(build(modeltype))
+    (x, y), s0 = batch(), state(model)
+    before = model.get_params()
+    cost = model.cost(T.constant(x), T.constant(y), [T.constant(s) for s in s0], 0.7)
+    gradients = theano.function([], theano.grad(cost, list(model.params.values())), mode=PLAIN, accept_inplace=True)()
+    model.set_state(s0)
+    model.trainstep(x, y, 0.01, 0.0, 0.7)
+    arrays = model.arrays()
+    for (name, old), gradient in zip(before.items(), gradients):
+        np.testing.assert_allclose(arrays['m' + name], gradient ** 2, rtol=1e-3, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(old - arrays[name], 0.01 * gradient / np.sqrt(gradient ** 2 + 1e-6), rtol=2e-3, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_the_state_is_carried_to_the_next_step(modeltype):
+    """With learnrate 0: the losses of the two halves are the naive network's over the whole, and evaluate's."""
+    model = wild(build(modeltype))
+    x, y = batch(steps=8)
+    s0 = state(model)
+    model.set_state(s0)
+    first, second = (model.trainstep(x[part], y[part], 0.0, 0.9, 0.0) for part in (slice(0, 4), slice(4, 8)))
+    logits, last = naive_logits(model.get_params(), x, s0)
+    np.testing.assert_allclose([first, second], [naive_nll(logits[:4], y[:4]), naive_nll(logits[4:], y[4:])], rtol=1e-5)
+    np.testing.assert_allclose(model.get_state(), last, atol=1e-6)
+    loss1, middle = model.evaluate(x[:4], y[:4], s0)
+    loss2, end = model.evaluate(x[4:], y[4:], middle)
+    whole, _ = model.evaluate(x, y, s0)
+    np.testing.assert_allclose([loss1, loss2, (loss1 + loss2) / 2], [first, second, whole], rtol=1e-6)
+    np.testing.assert_array_equal(np.array(end), model.get_state())
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_the_learning_rate_is_an_argument_and_zero_holds_the_parameters(modeltype):
+    model = build(modeltype)
+    (x, y), before = batch(), model.get_params()
+    model.set_state(state(model))
+    model.trainstep(x, y, 0.0, 0.9, 0.5)
+    assert same(model.get_params(), before)
+    model.trainstep(x, y, 0.01, 0.9, 0.5)
+    assert all(not np.array_equal(value, before[name]) for name, value in model.get_params().items())
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_a_step_that_fails_changes_nothing(modeltype):
+    model = build(modeltype)
+    model.set_state(state(model))
+    x, y = batch()
+    before = model.arrays()
+    bad = x.copy()
+    bad[1, 1] = 5
+    for wrong in ((bad, y), (x, bad)):
+        with pytest.raises(IndexError, match=r'0 \.\. 4'):
+            model.trainstep(*wrong, 0.01, 0.9, 0.1)
+        assert same(model.arrays(), before)
+    with pytest.raises(ValueError, match=r'\(2, 3\)'):
+        model.trainstep(*batch(B=3), 0.01, 0.9, 0.1)
+    assert same(model.arrays(), before)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_training_goes_down_to_what_can_be_known(modeltype):
+    """A text that repeats `abcd` can be known: its loss falls below a tenth of the uniform guess, log 4."""
+    model = build(modeltype, V=4, L=1, H=8)
+    text = np.arange(41) % 4
+    x, y = (text[i:i + 40].reshape(2, 20).T.astype('int32') for i in (0, 1))
+    model.set_state(np.zeros((1, 2, 8)))
+    losses = [model.trainstep(x, y, 0.01, 0.9, 0.0) for _ in range(150)]
+    assert abs(losses[0] - np.log(4)) < 0.3 and losses[-1] < 0.1 * np.log(4)
+
+
+FIXED = dict(V=6, L=2, H=4, seed=3)
+TRAINED = {'GRUEncode': 1.7164669, 'GRUResize': 1.7117172}
+
+
+def fixedbatch():
+    return batch(V=6, steps=5, B=3, seed=8)
+
+
+def naive_initial(modeltype, V, L, H, seed):
+    """The parameters that the seed gives, float64: drawn in the order E, U0, W0, ... V, rounded to float32."""
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
+    shapes = {'E': (V, H), 'a': (H,)} if modeltype == 'GRUEncode' else {}
+    for l in range(L):
+        shapes.update({f'U{l}': (V if l == 0 and modeltype == 'GRUResize' else H, 3 * H), f'W{l}': (H, 3 * H), f'b{l}': (3 * H,)})
+    shapes.update(V=(H, V), c=(V,))
+    return {name: np.zeros(shape) if len(shape) == 1 else rng.uniform(-shape[0] ** -0.5, shape[0] ** -0.5, shape).astype('float32').astype('float64')
+            for name, shape in shapes.items()}
+
+
+def naive_training(modeltype):
+    """Loss on the fixed batch, from the carried state, after 20 naive training steps on it."""
+    params = naive_initial(modeltype, **FIXED)
+    caches = {name: np.zeros_like(value) for name, value in params.items()}
+    (x, y), s = fixedbatch(), np.zeros((2, 3, 4))
+    for _ in range(20):
+        _, s, _ = naive_trainstep(params, caches, x, y, s, 0.01, 0.9, 0.3)
+    return naive_nll(naive_logits(params, x, s)[0], y)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_the_loss_after_20_steps_is_the_same_on_both_engines(modeltype):
+    """The constants are naive_training's: float64, scalar loops forward, central differences (step 1e-5) of the cost for every
+    gradient, clip and RMSProp written out; nothing of Theano nor of ops.py. `PYTHONPATH=. python tests/test_layers.py` prints them (half a minute).
+    """
+    model = build(modeltype, **FIXED)
+    x, y = fixedbatch()
+    model.set_state(np.zeros((2, 3, 4)))
+    for _ in range(20):
+        model.trainstep(x, y, 0.01, 0.9, 0.3)
+    loss, _ = model.evaluate(x, y, model.get_state())
+    assert abs(loss - TRAINED[modeltype]) < 5e-5
+
+
+# --- The other functions -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_evaluate_gives_the_naive_loss_and_states_and_changes_nothing(modeltype):
+    model = wild(build(modeltype))
+    (x, y), s0 = batch(steps=4, B=3), state(model, B=3)
+    before, kept = model.arrays(), s0.copy()
+    loss, last = model.evaluate(x, y, s0)
+    logits, want = naive_logits(model.get_params(), x, s0)
+    assert isinstance(loss, float)
+    np.testing.assert_allclose(loss, naive_nll(logits, y), rtol=1e-5)
+    np.testing.assert_allclose(np.array(last), want, atol=1e-6)
+    assert same(model.arrays(), before) and np.array_equal(s0, kept)
+    again, last2 = model.evaluate(*batch(steps=4, B=3, seed=5), np.array(last))
+    np.testing.assert_allclose(np.array(last), want, atol=1e-6)       # what an earlier call gave stays
+    assert again != loss
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16', 'int32'])
+def test_untrainedloss_compiles_nothing_and_changes_nothing(modeltype, dtype, nocompiler):
+    model = build(modeltype)
+    before = model.arrays()
+    batches = [tuple(part.astype(dtype) for part in batch(steps=4, seed=seed)) for seed in (0, 1, 2)]
+    got = model.untrainedloss(iter(batches))
+    wants, s = [], np.zeros((2, 2, 3))
+    for x, y in batches:
+        logits, s = naive_logits(model.get_params(), x, s)
+        wants.append(naive_nll(logits, y))
+    assert isinstance(got, float)
+    np.testing.assert_allclose(got, np.mean(wants), rtol=1e-6)
+    assert same(model.arrays(), before)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_untrainedloss_equals_evaluate(modeltype):
+    model = build(modeltype)
+    batches, s, losses = [batch(steps=4, seed=seed) for seed in (0, 1)], np.zeros((2, 2, 3), 'float32'), []
+    for x, y in batches:
+        loss, s = model.evaluate(x, y, s)
+        losses.append(loss)
+    np.testing.assert_allclose(model.untrainedloss(batches), np.mean(losses), rtol=1e-7)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+def test_allstates_are_the_naive_states_of_every_layer(modeltype):
+    model = wild(build(modeltype, L=3))
+    x, s0 = batch(steps=6, B=2)[0], state(model)
+    got = model.allstates(x, s0)
+    wants = naive_states(model.get_params(), x, s0)
+    model.allstates(batch(steps=6, B=2, seed=9)[0], s0)         # a second call leaves what the first gave
+    assert len(got) == 3
+    for S, want in zip(got, wants):
+        assert S.shape == (6, 2, 3)
+        np.testing.assert_allclose(S, want, atol=2e-6)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('temp', [0.0, 0.7])
+def test_sampletext_draws_what_the_naive_network_draws(modeltype, temp):
+    model = wild(build(modeltype, V=6), scale=1.5)
+    s0, uniforms, allowed = state(model)[:, 0], np.random.RandomState(2).uniform(size=15), np.array([0, 1, 1, 1, 1, 1], 'int8')
+    before = model.arrays()
+    drawn, last = model.sampletext(3, uniforms, temp, allowed, s0)
+    want, want_last = naive_sample(model.get_params(), s0, 3, uniforms, temp, allowed)
+    assert drawn.tolist() == want and drawn.dtype == np.int32
+    np.testing.assert_allclose(last, want_last, atol=2e-6)
+    assert same(model.arrays(), before)
+
+
+def test_sampling_follows_the_parameters_that_training_changes():
+    model = build('GRUEncode')
+    s0, allowed = np.zeros((2, 3), 'float32'), np.ones(5, 'int8')
+    for char in (4, 2):
+        model.set_params({'V': np.zeros((3, 5)), 'c': 9.0 * (np.arange(5) == char)})
+        assert model.sampletext(0, np.zeros(3), 0.0, allowed, s0)[0].tolist() == [char] * 3
+
+
+@pytest.mark.parametrize('what', ['trainstep', 'evaluate', 'sampletext', 'allstates'])
+def test_a_function_is_compiled_once_and_says_so(what, monkeypatch, capsys):
+    monkeypatch.setattr(report, 'verbose', True)
+    model = build('GRUResize')
+    assert not capsys.readouterr().out
+    function = getattr(model, what)
+    said = capsys.readouterr().out
+    assert said.startswith('Compiled ') and engine.version in said and said.count('\n') == 1
+    assert getattr(model, what) is function
+    assert not capsys.readouterr().out
+
+
+if __name__ == '__main__':
+    for modeltype in TYPES:
+        print(modeltype, f'{naive_training(modeltype):.7f}')

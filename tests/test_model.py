@@ -1,0 +1,351 @@
+"""What ModelState promises: DESIGN's calls, what they compile, and what they leave on the disk."""
+
+import inspect
+import subprocess
+import sys
+from datetime import timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engine
+import model
+import report
+from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
+
+ROOT = Path(__file__).parent.parent
+TEXT = ''.join(f'Line {i}: the quick brown fox, {i * i}.\n' for i in range(60))
+
+
+@pytest.fixture
+def srcfile(tmp_path):
+    path = tmp_path / 'text.txt'
+    path.write_text(TEXT)
+    return path
+
+
+def make(srcfile, name='work', **options):
+    return ModelState.initfromsrcfile(srcfile, srcfile.parent / name, **{'seq_len': 10, 'state_size': 8, 'seed': 1, **options})
+
+
+def tree(directory):
+    """Every file below `directory` with its bytes, to see whether the disk is as it was."""
+    return {path.relative_to(directory): path.read_bytes() if path.is_file() else None for path in Path(directory).rglob('*')}
+
+
+def nocompiling(*args, **kwargs):
+    raise AssertionError('compiled')
+
+
+# --- The contract -----------------------------------------------------------------------------------------------------
+
+def test_signatures_are_those_of_the_contract():
+    def defaults(function):
+        return {name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
+    assert defaults(ModelState.initfromsrcfile) == {'modeltype': 'GRUEncode', 'seq_len': 100, 'init_checkpoint': True, 'encoding': None,
+                                                    'seed': None, 'verbose': True}
+    assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0}
+    assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
+                                               'clear_state': False, 'verbose': True}
+    assert defaults(generatestring) == {'numchars': 100, 'temp': 0.5}
+    assert defaults(ModelState.sample) == {'numchars': 100, 'temp': 0.5, 'seed': None}
+
+
+@pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])
+def test_the_whole_session_in_two_processes(srcfile, modeltype):
+    first = f'''
+from rn_rnn_char import *
+ms = ModelState.initfromsrcfile({str(srcfile)!r}, {str(srcfile.parent / "work")!r}, modeltype={modeltype!r},
+                                layers=3, state_size=16, learnrate=0.0005, decay=0.9, regcost=0.2, seq_len=10)
+ms.trainmodel(num_rounds=3, batchsize=16, train_len=4, valid_len=2, print_every=100)
+generatestring(ms, numchars=30, temp=0.5)
+'''
+    second = f'''
+from rn_rnn_char import *
+ms = ModelState.load({str(srcfile.parent / "work")!r})
+ms.restore()
+names = [c.name for c in ms.checkpoints()]
+ms.restore(names[1])
+assert len(names) == 4 and ms.model.pos == 4 and len(ms.sample(30)) == 30
+ms.trainmodel(train_len=1, valid_len=1, print_every=0)
+'''
+    for program in (first, second):
+        done = subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', program], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert '\x1b' not in done.stdout and '\r' not in done.stdout
+    assert 'Traceback' not in done.stderr
+
+
+def test_init_and_load_compile_nothing_and_restore_only_what_generates(srcfile, monkeypatch):
+    compiled = []
+    original = engine.compilefunction
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    assert ms.model.epoch == ms.model.pos == 0 and repr(ms)
+    monkeypatch.setattr(engine, 'compilefunction', lambda *args: compiled.append(args) or original(*args))
+    ms.restore()
+    restored = len(compiled)
+    assert restored and 'trainstep' not in vars(ms.model) and 'sampletext' in vars(ms.model)
+    ms.sample(5), ms.trackneurons('abc'), ms.restore()
+    assert len(compiled) == restored
+    ms.trainmodel(train_len=1, valid_len=1, print_every=0)
+    assert len(compiled) > restored and 'trainstep' in vars(ms.model)
+
+
+def test_first_checkpoint_holds_the_untrained_loss(srcfile):
+    ms = make(srcfile)
+    checkpoint, = ms.checkpoints()
+    # Untrained weights are small: the loss is near that of guessing among all characters.
+    assert abs(checkpoint.loss - np.log(len(ms.charset))) < 0.1
+    assert (checkpoint.epoch, checkpoint.pos, checkpoint.time.tzinfo) == (0, 0, timezone.utc)
+    # 8 rows: each from its own eighth of the text, zero state, all 50 steps or the whole epoch.
+    losses, state = [], np.zeros((1, 8, 8), np.float32)
+    for pos in range(min(50, ms.data.batchepoch(8))):
+        loss, state = ms.model.evaluate(*ms.data.batch(pos, 8), state)
+        losses.append(loss)
+    assert abs(checkpoint.loss - np.mean(losses)) < 1e-6
+
+
+def test_without_first_checkpoint_restore_redraws_the_parameters_from_the_seed(srcfile):
+    ms = make(srcfile, init_checkpoint=False)
+    params = ms.model.get_params()
+    assert ms.checkpoints() == []
+    again = ModelState.load(srcfile.parent / 'work')
+    again.restore()
+    assert again.seed == 1
+    for name, value in params.items():
+        np.testing.assert_array_equal(again.model.get_params()[name], value)
+
+
+def test_seed_none_draws_one_and_stores_it(srcfile):
+    one, two = make(srcfile, 'one', seed=None), make(srcfile, 'two', seed=None)
+    assert one.seed != two.seed and ModelState.load(srcfile.parent / 'one').seed == one.seed
+
+
+def test_charset_and_data_come_back_as_they_were(srcfile):
+    ms = make(srcfile)
+    again = ModelState.load(srcfile.parent / 'work')
+    assert isinstance(again.charset, CharSet) and isinstance(again.data, DataSet)
+    assert again.charset == ms.charset and again.charset.chars == '\ufffd' + ''.join(sorted(set(TEXT)))
+    np.testing.assert_array_equal(again.data.codes, ms.data.codes)
+
+
+def test_directory_can_be_moved_while_it_is_not_in_use(srcfile):
+    make(srcfile).trainmodel(train_len=2, valid_len=1)
+    (srcfile.parent / 'work').rename(srcfile.parent / 'moved elsewhere')
+    ms = ModelState.load(srcfile.parent / 'moved elsewhere')
+    ms.restore(ms.checkpoints()[0].name)
+    ms.trainmodel(train_len=1, valid_len=1)
+    assert len(ms.checkpoints()) == 3
+
+
+def test_restore_by_name_goes_back_in_everything(srcfile):
+    ms = make(srcfile)
+    ms.trainmodel(train_len=3, valid_len=1, print_every=0)
+    before, name = ms.model.arrays(), ms.checkpoint.name
+    ms.hyper.learnrate = 0.5
+    ms.trainmodel(train_len=3, valid_len=1, print_every=0)
+    assert not np.array_equal(ms.model.arrays()['V'], before['V']) and ms.checkpoint.facts['hyper']['learnrate'] == 0.5
+    ms.restore(name)
+    for key, value in ms.model.arrays().items():
+        np.testing.assert_array_equal(value, before[key])
+    assert (ms.model.pos, ms.hyper.learnrate) == (3, 0.001)
+
+
+def test_learnrate_needs_no_recompilation_and_stands_in_the_next_checkpoint(srcfile, monkeypatch):
+    ms = make(srcfile)
+    ms.trainmodel(train_len=1, valid_len=1, print_every=0)
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    before = ms.model.get_params()
+    ms.hyper.learnrate = 1e-9
+    ms.trainmodel(train_len=1, valid_len=1, print_every=0)
+    assert max(np.abs(value - before[name]).max() for name, value in ms.model.get_params().items()) < 1e-6
+    assert ModelState.load(srcfile.parent / 'work').hyper.learnrate == 1e-9
+
+
+def test_a_learnrate_set_before_anything_is_read_stands(srcfile):
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    ms.hyper.learnrate = 0.25
+    ms.restore()
+    ms.trainmodel(train_len=1, valid_len=1, print_every=0)
+    assert ms.hyper.learnrate == 0.25
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+def test_sample_has_exactly_numchars_characters_and_repeats_with_its_seed(srcfile):
+    ms = make(srcfile)
+    for numchars in (0, 1, 2, 57):
+        assert len(ms.sample(numchars)) == numchars
+    assert ms.sample(50, seed=3) == ms.sample(50, seed=3) != ms.sample(50, seed=4)
+    assert len({ms.sample(50) for _ in range(3)}) == 3
+    assert ms.sample(50, temp=1.5, seed=3)[:1] == 'L'          # every line of TEXT begins with it
+
+
+def test_sample_never_draws_the_unknown_character_unless_the_source_holds_it(tmp_path):
+    (tmp_path / 'plain').write_text('ab\n' * 50)
+    (tmp_path / 'broken').write_bytes(b'ab\xff\n' * 50 + b'ab\n' * 500)
+    for name, expected in (('plain', False), ('broken', True)):
+        ms = ModelState.initfromsrcfile(tmp_path / name, tmp_path / f'{name}-work', seq_len=10, state_size=4, seed=1)
+        assert ('\ufffd' in ms.sample(400, temp=1)) is expected
+
+
+def test_generatestring_prints_and_returns_none(srcfile, capsys):
+    ms = make(srcfile)
+    assert generatestring(ms, numchars=20, temp=0.7) is None
+    out = capsys.readouterr().out
+    assert len(out) == 21 and out.endswith('\n')
+
+
+def test_trackneurons_gives_states_along_the_text_from_zero(srcfile):
+    ms = make(srcfile, layers=2)
+    states = ms.trackneurons('The fox?')
+    assert states.shape == (2, 8, 8) and states.dtype == np.float32
+    # A state depends on what was read before it only.
+    np.testing.assert_allclose(ms.trackneurons('The')[:, :, 2], states[:, :, 2], atol=1e-6)
+    # Unknown characters are read as U+FFFD.
+    np.testing.assert_array_equal(ms.trackneurons('\u4e2d'), ms.trackneurons('\ufffd'))
+
+
+def test_repr_is_one_line_that_says_what_it_is(srcfile):
+    text = repr(make(srcfile, layers=2))
+    assert '\n' not in text and 'GRUEncode 2 x 8' in text and f'{len(TEXT):,} characters' in text and "work'" in text
+
+
+def test_undecodable_bytes_are_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, 'verbose', True)
+    (tmp_path / 'text').write_bytes(b'hello world\n' * 40 + b'\xff\xfe\n')
+    ModelState.initfromsrcfile(tmp_path / 'text', tmp_path / 'work', seq_len=10, state_size=4)
+    assert '2 ' in (line := capsys.readouterr().out.splitlines()[0]) and 'U+FFFD' in line
+
+
+def test_verbose_false_says_nothing(srcfile, capsys, monkeypatch):
+    monkeypatch.setattr(report, 'verbose', True)
+    ms = make(srcfile, verbose=False)
+    ms.restore(verbose=False)
+    ms.trainmodel(train_len=2, valid_len=1, print_every=1, verbose=False)
+    assert capsys.readouterr() == ('', '')
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'), ({'zzz': 5}, TypeError, 'zzz'),
+         ({'layers': 0}, ValueError, '0'), ({'layers': 2.0}, TypeError, '2.0'), ({'layers': True}, TypeError, 'True'),
+         ({'state_size': -1}, ValueError, '-1'), ({'state_size': '64'}, TypeError, '64'), ({'learnrate': 0}, ValueError, '0'),
+         ({'learnrate': float('nan')}, ValueError, 'nan'), ({'learnrate': float('inf')}, ValueError, 'inf'),
+         ({'learnrate': None}, TypeError, 'None'), ({'decay': 1}, ValueError, '1'), ({'decay': -0.1}, ValueError, '-0.1'),
+         ({'regcost': -1}, ValueError, '-1'), ({'regcost': 1j}, TypeError, '1j'), ({'seed': -1}, ValueError, '-1'),
+         ({'seed': 1.5}, TypeError, '1.5'), ({'seq_len': 0}, ValueError, '0'), ({'seq_len': 'x'}, TypeError, 'x'),
+         ({'modeltype': 'GRUencode'}, ValueError, 'GRUEncode'), ({'modeltype': None}, ValueError, 'None'),
+         ({'encoding': 'utf-9'}, LookupError, 'utf-9'), ({'seq_len': 10 ** 6}, ValueError, '1000000')]
+
+
+@pytest.mark.parametrize('options, error, said', HYPER)
+def test_wrong_options_are_refused_in_one_sentence_and_leave_the_disk(srcfile, options, error, said, monkeypatch):
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    before = tree(srcfile.parent)
+    with pytest.raises(error, match=said) as raised:
+        make(srcfile, **options)
+    assert '\n' not in str(raised.value)
+    assert tree(srcfile.parent) == before
+
+
+def sources(tmp_path):
+    (tmp_path / 'empty').write_text('')
+    (tmp_path / 'short').write_text('abc')
+    (tmp_path / 'binary').write_bytes(bytes(range(256)) * 20)
+    return {'missing': FileNotFoundError, 'empty': ValueError, 'short': ValueError, 'binary': ValueError, '.': IsADirectoryError}
+
+
+@pytest.mark.parametrize('name', ['missing', 'empty', 'short', 'binary', '.'])
+def test_a_text_that_is_none_is_refused_and_leaves_the_disk(tmp_path, name):
+    error = sources(tmp_path)[name]
+    before = tree(tmp_path)
+    with pytest.raises(error) as raised:
+        ModelState.initfromsrcfile(tmp_path / name, tmp_path / 'deep' / 'work')
+    assert '\n' not in str(raised.value) and (name == '.' or name in str(raised.value))
+    assert tree(tmp_path) == before
+
+
+def test_a_directory_that_holds_a_model_is_refused_and_kept(srcfile):
+    make(srcfile)
+    before = tree(srcfile.parent)
+    with pytest.raises(RNGRUError, match='ModelState.load'):
+        make(srcfile, modeltype='GRUResize')
+    assert tree(srcfile.parent) == before
+
+
+def test_failing_in_mid_init_leaves_the_disk(srcfile, monkeypatch):
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+    before = tree(srcfile.parent)
+    for name in ('savefacts', 'encodefile'):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, name, full)
+            with pytest.raises(OSError):
+                make(srcfile)
+        assert tree(srcfile.parent) == before
+
+
+def test_loading_what_is_not_there_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        ModelState.load(tmp_path / 'nowhere')
+    with pytest.raises(RNGRUError, match='no model'):
+        ModelState.load(tmp_path)
+
+
+def test_restoring_a_checkpoint_that_is_not_there_lists_those_that_are(srcfile):
+    ms = make(srcfile)
+    with pytest.raises(RNGRUError, match=ms.checkpoints()[0].name):
+        ms.restore('nosuch-model.p')
+    for name in ('../work/x-model.p', '/etc/passwd'):
+        with pytest.raises(ValueError):
+            ms.restore(name)
+    assert len(ms.sample(5)) == 5               # and the model is as it was
+
+
+TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), ({'batchsize': 0}, ValueError),
+            ({'batchsize': 10 ** 6}, ValueError), ({'batchsize': '16'}, TypeError), ({'batchsize': True}, TypeError),
+            ({'train_len': -1}, ValueError), ({'valid_len': -1}, ValueError), ({'print_every': -5}, ValueError),
+            ({'train_len': float('nan')}, TypeError)]
+
+
+@pytest.mark.parametrize('options, error', TRAINING)
+def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfile, options, error, monkeypatch):
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    before = tree(srcfile.parent)
+    with pytest.raises(error) as raised:
+        ms.trainmodel(**options)
+    assert '\n' not in str(raised.value) and str(*options.values()) in str(raised.value)
+    assert tree(srcfile.parent) == before
+
+
+@pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError), ((5, float('nan')), ValueError),
+                                              ((5, float('inf')), ValueError), ((5, 'hot'), TypeError), ((5, 0.5, -1), ValueError)])
+def test_wrong_arguments_of_sample_are_refused(srcfile, arguments, error):
+    with pytest.raises(error):
+        make(srcfile).sample(*arguments)
+
+
+def test_hyper_refuses_wrong_names_and_values_when_assigned(srcfile):
+    ms = make(srcfile)
+    with pytest.raises(AttributeError, match='learnrate'):
+        ms.hyper.learn_rate = 0.1
+    with pytest.raises(ValueError):
+        ms.hyper.learnrate = -1
+    with pytest.raises(AttributeError, match='state_size is 8'):
+        ms.hyper.state_size = 16
+    assert ms.hyper == HyperParams(state_size=8)
+
+
+@pytest.mark.parametrize('facts', [{}, {'modeltype': 'LSTM'}, {'modeltype': 'GRUEncode', 'hyper': {'layers': 'x'}}, {'modeltype': 3}])
+def test_a_damaged_state_file_is_refused_in_one_sentence(srcfile, facts):
+    ms = make(srcfile, init_checkpoint=False)
+    model.savefacts(ms.workdir.statefile(), facts)
+    with pytest.raises(RNGRUError, match='state.p'):
+        ModelState.load(srcfile.parent / 'work')

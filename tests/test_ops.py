@@ -1,0 +1,670 @@
+"""The Ops against naive loops, numerical gradients, and a network that Theano differentiates by itself."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import engine
+import layers
+import ops
+from conftest import naive_gru, naive_logits, naive_nll, naive_sample, naive_vectors
+from engine import T, theano
+
+SOURCES = ('vectors', 'onehot', 'encoded')
+PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
+
+
+def symbol(value):
+    value = np.asarray(value)
+    return (T.scalar, T.vector, T.matrix, T.tensor3)[value.ndim](dtype=str(value.dtype))
+
+
+def perform(op, *values):
+    """What the Op's `perform` gives for NumPy arrays."""
+    values = [np.asarray(value) for value in values]
+    node = op.make_node(*map(symbol, values))
+    storage = [[None] for _ in node.outputs]
+    op.perform(node, values, storage)
+    return [s[0] for s in storage]
+
+
+def grucase(source, T=3, B=2, H=3, K=4, V=5, dtype='float64', seed=0, scale=0.6, x=None):
+    """Inputs of a GRU Op, a list of arrays; K: size of an input vector, V: vocabulary."""
+    rng = np.random.RandomState(seed)
+
+    def uniform(*shape):
+        return rng.uniform(-scale, scale, shape).astype(dtype)
+
+    if x is None:
+        x = rng.randint(0, V, (T, B))
+    x = np.asarray(x, 'int32')
+    first = {'vectors': lambda: [uniform(T, B, K)], 'onehot': lambda: [x], 'encoded': lambda: [x, uniform(V, K), uniform(K)]}[source]()
+    return first + [uniform(B, H), uniform(V if source == 'onehot' else K, 3 * H), uniform(H, 3 * H), uniform(3 * H)]
+
+
+def naive(source, inputs):
+    s0, U, W, b = inputs[-4:]
+    first = inputs[:-4] if source != 'onehot' else [inputs[0], len(U)]
+    return naive_gru(naive_vectors(source, first), s0, U, W, b)
+
+
+# --- The GRU's values -----------------------------------------------------------------------------------------
+
+SHAPES = [dict(T=1, B=1, H=1, K=1, V=2), dict(T=1, B=3, H=3, K=2, V=2), dict(T=6, B=1, H=16, K=16, V=7),
+          dict(T=2, B=5, H=17, K=3, V=40), dict(T=9, B=2, H=3, K=17, V=2), dict(T=4, B=4, H=1, K=5, V=11)]
+
+
+@pytest.mark.parametrize('source', SOURCES)
+@pytest.mark.parametrize('shape', SHAPES, ids=lambda s: '-'.join(f'{k}{v}' for k, v in s.items()))
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_gru_agrees_with_the_naive_loop(source, shape, dtype):
+    inputs = grucase(source, dtype=dtype, **shape)
+    before = [i.copy() for i in inputs]
+    S, last, G = perform(ops.GRU(source), *inputs)
+    H, steps, B = shape['H'], shape['T'], shape['B']
+    assert (S.shape, last.shape, G.shape) == ((steps, B, H), (B, H), (steps, B, 3 * H))
+    assert S.dtype == last.dtype == G.dtype == dtype
+    np.testing.assert_allclose(S, naive(source, inputs), atol=1e-6 if dtype == 'float32' else 1e-14)
+    np.testing.assert_array_equal(last, S[-1])
+    for given_, kept in zip(inputs, before):
+        np.testing.assert_array_equal(given_, kept)
+
+
+@settings(max_examples=40, deadline=None)
+@given(source=st.sampled_from(SOURCES), steps=st.integers(1, 5), B=st.integers(1, 4), H=st.sampled_from([1, 2, 3, 16, 17]),
+       K=st.integers(1, 5), V=st.integers(2, 9), scale=st.sampled_from([0.1, 1, 4]), seed=st.integers(0, 9999))
+def test_gru_agrees_with_the_naive_loop_on_any_shape(source, steps, B, H, K, V, scale, seed):
+    inputs = grucase(source, steps, B, H, K, V, seed=seed, scale=scale)
+    S, last, _ = perform(ops.GRU(source), *inputs)
+    np.testing.assert_allclose(S, naive(source, inputs), atol=1e-12)
+    np.testing.assert_array_equal(last, S[-1])
+
+
+@pytest.mark.parametrize('source', ['onehot', 'encoded'])
+@pytest.mark.parametrize('x', [[[4, 4], [4, 4], [4, 4]], [[0, 1], [1, 0], [0, 0]], [[4, 3], [2, 1], [0, 4]], [[0, 0], [0, 0], [0, 1]]],
+                         ids=['all the same', 'two', 'nearly all different', 'all but one'])
+def test_repeated_characters_agree_with_the_naive_loop(source, x):
+    inputs = grucase(source, x=x)
+    np.testing.assert_allclose(perform(ops.GRU(source), *inputs)[0], naive(source, inputs), atol=1e-14)
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_saturated_gates_agree_with_the_naive_loop(source):
+    inputs = grucase(source, T=5, B=3, H=4, scale=20)
+    S, _, G = perform(ops.GRU(source), *inputs)
+    gates = G[:, :, :8]
+    assert (gates == 0).any() and (gates == 1).any() and gates.min() >= 0 and gates.max() <= 1
+    np.testing.assert_allclose(S, naive(source, inputs), atol=1e-12)
+
+
+def test_gates_wide_open_and_shut_give_the_states_that_the_formula_says():
+    """By hand: z = 1 keeps the state for ever; z = 0 and r = 0 gives tanh(x Uh + bh), whatever the state was."""
+    X, s0, U, W, b = grucase('vectors', T=3, B=2, H=2, K=2)
+    b[:2] = 1e4
+    np.testing.assert_array_equal(perform(ops.GRU(), X, s0, U, W, b)[0], np.stack([s0] * 3))
+    b[:4] = -1e4
+    np.testing.assert_allclose(perform(ops.GRU(), X, s0, U, W, b)[0], np.tanh(X @ U[:, 4:] + b[4:]), rtol=1e-13)
+
+
+def test_huge_weights_stay_finite():
+    inputs = grucase('encoded', T=6, dtype='float32', scale=1e4)
+    S, _, _ = perform(ops.GRU('encoded'), *inputs)
+    assert np.isfinite(S).all() and abs(S).max() <= 1e4
+
+
+def test_compiled_gru_reuses_its_buffers_without_touching_what_it_gave_before():
+    inputs = [symbol(i) for i in grucase('onehot')]
+    f = engine.compilefunction(inputs, ops.GRU('onehot')(*inputs)[:2])
+    first, second = grucase('onehot', seed=1), grucase('onehot', seed=2)
+    S1, last1 = f(*first)
+    S2, last2 = f(*second)
+    f(*grucase('onehot', T=7, B=1, seed=3))
+    np.testing.assert_allclose(S2, naive('onehot', second), atol=1e-14)
+    np.testing.assert_allclose(S1, naive('onehot', first), atol=1e-14)
+    np.testing.assert_array_equal(last1, S1[-1])
+    np.testing.assert_array_equal(last2, S2[-1])
+
+
+@pytest.mark.parametrize('source, which', [('vectors', i) for i in range(5)] + [('onehot', i) for i in range(1, 5)]
+                         + [('encoded', i) for i in range(1, 7)])
+def test_nan_in_an_input_comes_out_of_the_gru(source, which):
+    inputs = grucase(source)
+    row = inputs[0][0, 0] if (source, which) in (('onehot', 2), ('encoded', 1)) else 0      # of a character that occurs
+    inputs[which][row] = np.nan
+    S, last, _ = perform(ops.GRU(source), *inputs)
+    assert np.isnan(S).any() and np.isnan(last).any()
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_nan_in_a_state_gradient_comes_out_of_the_gru_gradient(source):
+    inputs = grucase(source)
+    S, _, G = perform(ops.GRU(source), *inputs)
+    dS = np.zeros_like(S)
+    dS[-1, 0, 0] = np.nan
+    for gradient in perform(ops.GRUGrad(source), *inputs, S, G, dS):
+        assert np.isnan(gradient).any()
+
+
+# --- Wrong shapes and indices ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('source', SOURCES)
+@pytest.mark.parametrize('what, shape', [('s0', (3, 3)), ('s0', (2, 4)), ('U', (4, 8)), ('W', (3, 8)), ('W', (4, 9)), ('b', (8,))])
+def test_a_wrong_shape_of_a_gru_layer_is_named(source, what, shape):
+    inputs = grucase(source)                    # T 3, B 2, H 3, K 4, V 5
+    inputs[{'s0': -4, 'U': -3, 'W': -2, 'b': -1}[what]] = np.zeros(shape)
+    with pytest.raises(ValueError, match=str(shape).replace('(', r'\(').replace(')', r'\)')):
+        perform(ops.GRU(source), *inputs)
+
+
+@pytest.mark.parametrize('what, shape', [('E', (5, 6)), ('a', (6,)), ('U', (6, 9))])
+def test_a_wrong_size_of_an_encoded_vector_is_named(what, shape):
+    inputs = grucase('encoded')
+    inputs[{'E': 1, 'a': 2, 'U': -3}[what]] = np.zeros(shape)
+    with pytest.raises(ValueError, match=str(shape).replace('(', r'\(').replace(')', r'\)')):
+        perform(ops.GRU('encoded'), *inputs)
+
+
+@pytest.mark.parametrize('K', [2, 3, 8])
+def test_a_wrong_size_of_a_vector_is_named(K):
+    inputs = grucase('vectors')                 # U has 4 rows
+    inputs[0] = np.zeros((3, 2, K))
+    with pytest.raises(ValueError, match=rf'\(3, 2, {K}\).*U \(4, 9\)|U \(4, 9\).*\(3, 2, {K}\)'):
+        perform(ops.GRU(), *inputs)
+
+
+def test_no_steps_at_all_are_refused():
+    with pytest.raises(ValueError, match='at least one step'):
+        perform(ops.GRU('onehot'), *grucase('onehot', T=0, x=np.zeros((0, 2))))
+
+
+@pytest.mark.parametrize('source', ['onehot', 'encoded'])
+@pytest.mark.parametrize('char', [-1, 5, 1000])
+def test_a_character_outside_the_vocabulary_is_refused(source, char):
+    inputs = grucase(source)
+    inputs[0][1, 1] = char
+    with pytest.raises(IndexError, match=rf'0 \.\. 4, got .*{char}'):
+        perform(ops.GRU(source), *inputs)
+
+
+def softmaxcase(steps=3, B=2, H=4, V=5, dtype='float64', seed=0, scale=1.0):
+    rng = np.random.RandomState(seed)
+    S, W, c = (rng.uniform(-scale, scale, shape).astype(dtype) for shape in ((steps, B, H), (H, V), (V,)))
+    return S, W, c, rng.randint(0, V, (steps, B)).astype('int32')
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('which, shape', [(0, (3, 3, 4)), (0, (3, 2, 3)), (0, (3, 2, 5)), (1, (5, 5)), (2, (6,)), (3, (3, 3))])
+def test_a_wrong_shape_in_softmaxloss_is_named(gradients, which, shape):
+    inputs = list(softmaxcase())
+    inputs[which] = np.zeros(shape, inputs[which].dtype)
+    with pytest.raises(ValueError, match='SoftmaxLoss takes'):
+        perform(ops.SoftmaxLoss(gradients), *inputs)
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('char', [-1, 5])
+def test_a_character_to_predict_outside_the_vocabulary_is_refused(gradients, char):
+    S, V, c, y = softmaxcase()
+    y[0, 1] = char
+    with pytest.raises(IndexError, match=r'0 \.\. 4'):
+        perform(ops.SoftmaxLoss(gradients), S, V, c, y)
+
+
+# --- Gradients against finite differences, in float64 ------------------------------------------------------------
+
+def verify(fun, points, seed=0):
+    """Theano's verify_grad of `fun` at `points`, to an absolute 1e-6 (its finite differences are no better)."""
+    theano.gradient.verify_grad(fun, [np.asarray(p, np.float64) for p in points], rng=np.random.RandomState(seed), n_tests=1,
+                                abs_tol=1e-6, rel_tol=1e-6, mode=PLAIN)
+
+
+def awayfromkinks(inputs, source):
+    """Whether no gate lies within 1e-3 of a kink, where finite differences would be wrong."""
+    s0, U, W, b = inputs[-4:]
+    X = naive_vectors(source, inputs[:-4] if source != 'onehot' else [inputs[0], len(U)])
+    S, H = naive(source, inputs), len(W)
+    before = np.concatenate([s0[None], S[:-1]])
+    gates = 0.2 * (X @ U[:, :2 * H] + before @ W[:, :2 * H] + b[:2 * H]) + 0.5
+    return np.abs(gates).min() > 1e-3 and np.abs(gates - 1).min() > 1e-3
+
+
+GRADIENTS = [dict(), dict(T=1, B=1, H=1, K=1, V=2), dict(T=4, B=1, H=2, K=3, V=3), dict(T=3, B=3, H=3, scale=3)]
+
+
+@pytest.mark.parametrize('used', ['S', 'last', 'both'])
+@pytest.mark.parametrize('source', SOURCES)
+@pytest.mark.parametrize('shape', GRADIENTS, ids=['plain', 'ones', 'B1', 'saturated'])
+def test_gru_gradient_of_each_input_agrees_with_finite_differences(source, used, shape):
+    inputs = grucase(source, seed=3, **shape)
+    assert awayfromkinks(inputs, source)
+    op, fixed = ops.GRU(source), [i for i in inputs if i.dtype.kind == 'i']
+    weights = np.random.RandomState(9).uniform(-1, 1, inputs[-4].shape)
+
+    def fun(*reals):
+        S, last, _ = op(*fixed, *reals)
+        if used == 'S':
+            return S
+        return last if used == 'last' else T.sum(S * S) + T.sum(T.tanh(last) * weights)
+
+    points = inputs[len(fixed):]
+    verify(fun, points)
+    if shape == {}:                             # and alone, where nothing else is asked for
+        for i in range(len(points)):
+            verify(lambda p: fun(*points[:i], p, *points[i + 1:]), [points[i]])
+
+
+@pytest.mark.parametrize('source', ['onehot', 'encoded'])
+@pytest.mark.parametrize('x', [[[2, 2], [2, 2], [2, 2]], [[4, 3], [2, 1], [0, 4]]], ids=['all the same', 'all'])
+def test_gru_gradient_by_character_agrees_with_finite_differences(source, x):
+    inputs = grucase(source, x=x)
+    verify(lambda *reals: ops.GRU(source)(inputs[0], *reals)[0], inputs[1:])
+
+
+def test_characters_that_do_not_occur_have_zero_gradient():
+    inputs = grucase('onehot', x=[[1, 3], [3, 1]], T=2, V=6)
+    symbols = [symbol(i) for i in inputs]
+    S, last, _ = ops.GRU('onehot')(*symbols)
+    dU, = theano.function(symbols, [theano.grad(T.sum(S), symbols[2])], mode=PLAIN, accept_inplace=True, on_unused_input='ignore')(*inputs)
+    assert (dU[[0, 2, 4, 5]] == 0).all() and (dU[[1, 3]] != 0).any(axis=1).all()
+
+
+def test_gradients_flow_through_stacked_layers():
+    first, second = grucase('encoded', H=3, K=2), grucase('vectors', K=3, H=2, seed=1)
+
+    def fun(E, a, s0, U, W, b, t0, U1, W1, b1):
+        S, last, _ = ops.GRU('encoded')(first[0], E, a, s0, U, W, b)
+        S1, last1, _ = ops.GRU()(S, t0, U1, W1, b1)
+        return T.sum(S1 ** 2) + T.sum(last) + 2 * T.sum(last1 ** 3)
+
+    verify(fun, first[1:] + second[1:])
+
+
+def test_the_gates_that_a_gru_saves_are_not_to_be_differentiated():
+    symbols = [symbol(i) for i in grucase('vectors')]
+    G = ops.GRU()(*symbols)[2]
+    with pytest.raises((ValueError, theano.gradient.DisconnectedInputError)):
+        theano.grad(T.sum(G), symbols[0])
+
+
+COSTS = {'the loss': lambda loss: loss, '3 * loss': lambda loss: 3 * loss, '-loss ** 2': lambda loss: -loss ** 2,
+         'loss / 7 + 1': lambda loss: loss / 7 + 1}
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('cost', COSTS)
+@pytest.mark.parametrize('shape', [(3, 2, 4, 5), (1, 1, 1, 2), (2, 3, 2, 2)])
+def test_softmaxloss_gradient_agrees_with_finite_differences(gradients, cost, shape):
+    S, V, c, y = softmaxcase(*shape)
+
+    def fun(S, V, c):
+        loss = ops.SoftmaxLoss(gradients)(S, V, c, y)
+        return COSTS[cost](loss[0] if gradients else loss)
+
+    verify(fun, [S, V, c])
+
+
+@pytest.mark.parametrize('which', range(3))
+def test_softmaxloss_gradient_of_one_input_alone(which):
+    *points, y = softmaxcase()
+    verify(lambda p: ops.SoftmaxLoss()(*points[:which], p, *points[which + 1:], y), [points[which]])
+
+
+def test_softmaxloss_gives_its_gradients_as_outputs():
+    """The outputs dS, dV, dc against finite differences of the hand-written loss."""
+    S, V, c, y = softmaxcase()
+    _, *gradients = perform(ops.SoftmaxLoss(True), S, V, c, y)
+    for i, got in enumerate(gradients):
+        want = np.zeros_like(got)
+        for index in np.ndindex(*got.shape):
+            ends = []
+            for step in (1e-5, -1e-5):
+                point = [S.copy(), V.copy(), c.copy()]
+                point[i][index] += step
+                ends.append(naive_nll(point[0] @ point[1] + point[2], y))
+            want[index] = (ends[0] - ends[1]) / 2e-5
+        np.testing.assert_allclose(got, want, atol=1e-9)
+
+
+def test_softmaxloss_gives_no_second_derivatives():
+    S, V, c, y = map(symbol, softmaxcase())
+    dS = ops.SoftmaxLoss(True)(S, V, c, y)[1]
+    with pytest.raises((ValueError, theano.gradient.DisconnectedInputError)):
+        theano.grad(T.sum(dS), V)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_scale_multiplies_and_keeps_the_type(dtype):
+    array = np.arange(6, dtype=dtype).reshape(2, 3)
+    for factor in (1.0, 0.0, -2.5):
+        got, = perform(ops.Scale(), array, np.float64(factor))
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, array * factor)
+    assert np.isnan(perform(ops.Scale(), array, np.float64('nan'))[0]).all()
+
+
+# --- A network that Theano differentiates by itself ------------------------------------------------------------
+
+def unrolled(model, x, s0, steps):
+    """(logits, a list of (B, V), one a step; last states, a list of (B, H)) of the network in Theano's elementary operations.
+
+    x: a NumPy array (T, B); s0: an expression (L, B, H). The formulas of DESIGN section 2, gate by gate.
+    """
+    p, H = model.params, model.state_size
+
+    def gate(v):
+        return T.clip(0.2 * v + 0.5, 0, 1)
+
+    states, logits = [s0[l] for l in range(model.layers)], []
+    for t in range(steps):
+        value = None if 'E' not in p else T.tanh(p['E'][x[t]] + p['a'])
+        for l in range(model.layers):
+            U, W, b, s = p[f'U{l}'], p[f'W{l}'], p[f'b{l}'], states[l]
+            xU = p['U0'][x[t]] if value is None else T.dot(value, U)
+            z = gate(xU[:, :H] + T.dot(s, W[:, :H]) + b[:H])
+            r = gate(xU[:, H:2 * H] + T.dot(s, W[:, H:2 * H]) + b[H:2 * H])
+            h = T.tanh(xU[:, 2 * H:] + T.dot(r * s, W[:, 2 * H:]) + b[2 * H:])
+            value = states[l] = (1 - z) * h + z * s
+        logits.append(T.dot(value, p['V']) + p['c'])
+    return logits, states
+
+
+def symbolic_nll(logits, y):
+    """Mean negative log-likelihood of y (T, B), an array, from a list of T expressions (B, V)."""
+    total = 0
+    for t, rows in enumerate(logits):
+        exps = T.exp(rows)
+        for row, char in enumerate(y[t]):
+            total = total - T.log(exps[row, int(char)] / T.sum(exps[row]))
+    return total / y.size
+
+
+@pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])
+def test_theano_differentiates_an_unrolled_network_to_the_same_gradients(modeltype):
+    steps, B, H, V, L = 4, 2, 3, 5, 2
+    model = layers.MODELTYPES[modeltype](V, L, H, seed=11)
+    rng = np.random.RandomState(5)
+    model.set_params({name: rng.uniform(-1.2, 1.2, value.shape) for name, value in model.get_params().items()})
+    x, y = rng.randint(0, V, (2, steps, B)).astype('int32')
+    s0_value = rng.uniform(-1, 1, (L, B, H)).astype('float32')
+    weights = rng.uniform(-1, 1, (L, B, H)).astype('float32')      # so that the cost depends on the last states too
+    s0 = T.tensor3(dtype='float32')
+    wrt = list(model.params.values()) + [s0]
+
+    def withlast(loss, lasts):
+        return 2 * loss + sum(T.sum(lasts[l] * weights[l]) for l in range(L))
+
+    def values(loss, lasts):
+        cost = withlast(loss, lasts)
+        return theano.function([s0], [loss, *theano.grad(cost, wrt)], mode=PLAIN, accept_inplace=True)(s0_value)
+
+    logits, lasts = unrolled(model, x, s0, steps)
+    loss, *gradients = values(symbolic_nll(logits, y), lasts)
+    s0s = [s0[l] for l in range(L)]
+    forward_logits, forward_last = model.forward(x, s0)
+    ways = {'forward': (symbolic_nll([forward_logits[t] for t in range(steps)], y), forward_last),
+            'loss': model.loss(x, y, s0s), 'loss with gradients': model.loss(x, y, s0s, gradients=True)}
+    np.testing.assert_allclose(loss, naive_nll(naive_logits(model.get_params(), x, s0_value)[0], y), rtol=1e-5)
+    for way, expressions in ways.items():
+        got_loss, *got = values(*expressions)
+        np.testing.assert_allclose(got_loss, loss, rtol=1e-5, err_msg=way)
+        for variable, value, want in zip(wrt, got, gradients):
+            assert value.dtype == np.float32 and np.abs(want).max() > 1e-4
+            np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-6, err_msg=f'{way}: {variable.name or "s0"}')
+
+
+# --- Softmax and its loss -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('shape', [(1, 1, 1, 2), (3, 2, 4, 5), (5, 1, 3, 1), (2, 4, 17, 40)])
+def test_softmaxloss_agrees_with_a_hand_written_log_softmax(gradients, dtype, shape):
+    S, V, c, y = softmaxcase(*shape, dtype=dtype, scale=2.0)
+    loss = perform(ops.SoftmaxLoss(gradients), S, V, c, y)[0]
+    assert loss.dtype == np.float64 and loss.shape == ()
+    want = naive_nll(S.astype(np.float64) @ V.astype(np.float64) + c, y)
+    np.testing.assert_allclose(loss, want, rtol=1e-5 if dtype == 'float32' else 1e-12, atol=1e-12)
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
+    S, V, c, y = softmaxcase(V=7)
+    np.testing.assert_allclose(perform(ops.SoftmaxLoss(), S, V * 0, c * 0, y)[0], np.log(7), rtol=1e-14)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_huge_logits_stay_finite(dtype):
+    """By hand: logits 1e4 (the first), 0, -1e4: predicting them costs 0, 1e4 and 2e4."""
+    S, V = np.ones((3, 1, 1), dtype), np.array([[1e4, 0, -1e4]], dtype)
+    loss, dS, dV, dc = perform(ops.SoftmaxLoss(True), S, V, np.zeros(3, dtype), np.array([[0], [1], [2]], 'int32'))
+    np.testing.assert_allclose(loss, 1e4, rtol=1e-6)
+    np.testing.assert_allclose(dc, [2 / 3, -1 / 3, -1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(dV, [[2 / 3, -1 / 3, -1 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(dS.ravel(), [0, 1e4 / 3, 2e4 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize('rows', [1, 2, 5, 7, 14, 15])
+def test_rows_at_a_time_do_not_change_the_loss_nor_its_gradients(monkeypatch, rows):
+    inputs = softmaxcase(7, 2, 3, 4)
+    monkeypatch.setattr(ops.SoftmaxLoss, 'ROWS', 10 ** 6)
+    whole = perform(ops.SoftmaxLoss(True), *inputs)
+    monkeypatch.setattr(ops.SoftmaxLoss, 'ROWS', rows)
+    np.testing.assert_allclose(perform(ops.SoftmaxLoss(False), *inputs)[0], naive_nll(inputs[0] @ inputs[1] + inputs[2], inputs[3]), rtol=1e-13)
+    for part, want in zip(perform(ops.SoftmaxLoss(True), *inputs), whole):
+        np.testing.assert_allclose(part, want, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize('which', range(3))
+@pytest.mark.parametrize('gradients', [False, True])
+def test_nan_in_an_input_comes_out_of_softmaxloss(which, gradients):
+    inputs = list(softmaxcase())
+    inputs[which].flat[0] = np.nan
+    for output in perform(ops.SoftmaxLoss(gradients), *inputs):
+        assert np.isnan(output).any()
+
+
+def test_softmaxloss_leaves_its_inputs_alone():
+    inputs = softmaxcase()
+    before = [i.copy() for i in inputs]
+    perform(ops.SoftmaxLoss(True), *inputs)
+    for given_, kept in zip(inputs, before):
+        np.testing.assert_array_equal(given_, kept)
+
+
+# --- The update ------------------------------------------------------------------------------------------------
+
+def rmsprop(learnrate, decay, weightcosts, params, caches, gradients):
+    """One step by `perform`, in place."""
+    dtype = params[0].dtype
+    return perform(ops.RMSProp(len(params)), dtype.type(learnrate), dtype.type(decay), np.array(weightcosts, dtype), *params, *caches, *gradients)
+
+
+def test_rmsprop_by_hand():
+    """learnrate 0.1, decay 0.75, one parameter at 2 with weight cost 0.5, gradients 3, 100, -100; another without.
+
+    Step 1: g = 3 + 0.5 * 2 = 4;          m = 0.25 * 16 = 4;            p = 2 - 0.4 / sqrt(4 + 1e-6)
+    Step 2: g = 100 + ... clipped to 5;   m = 0.75 * 4 + 0.25 * 25 = 9.25;     p -= 0.5 / sqrt(9.25 + 1e-6)
+    Step 3: g = -100 + ... clipped to -5; m = 0.75 * 9.25 + 6.25 = 13.1875;    p += 0.5 / sqrt(13.1875 + 1e-6)
+    The other, gradient 0.002 throughout: m = 1e-6, 1.75e-6, 2.3125e-6; divisors are the roots of m + 1e-6.
+    """
+    p, m, q, n = np.array([2.0]), np.zeros(1), np.array([-1.0]), np.zeros(1)
+    wants = [(2 - 0.4 / 4.000001 ** 0.5, 4, 1e-6)]
+    wants.append((wants[0][0] - 0.5 / 9.250001 ** 0.5, 9.25, 1.75e-6))
+    wants.append((wants[1][0] + 0.5 / 13.187501 ** 0.5, 13.1875, 2.3125e-6))
+    other = -1.0
+    for gradient, (want_p, want_m, want_n) in zip((3.0, 100.0, -100.0), wants):
+        rmsprop(0.1, 0.75, [0.5, 0.0], [p, q], [m, n], [np.array([gradient]), np.array([0.002])])
+        other -= 0.0002 / (want_n + 1e-6) ** 0.5
+        np.testing.assert_allclose([p[0], m[0], q[0], n[0]], [want_p, want_m, other, want_n], rtol=1e-12)
+
+
+def test_rmsprop_clips_after_the_weight_cost_is_added():
+    """By hand: g = 7 - 4 * 1 = 3 is not clipped; g = 4 + 4 * 1 = 8 is, to 5. decay 0 makes m = g^2."""
+    p, m = np.array([-1.0, 1.0]), np.zeros(2)
+    rmsprop(0.0, 0.0, [4.0], [p], [m], [np.array([7.0, 4.0])])
+    np.testing.assert_allclose(m, [9, 25], rtol=1e-14)
+    np.testing.assert_array_equal(p, [-1, 1])
+
+
+@pytest.mark.parametrize('block', [1, 3, 4, 24, 25])
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_rmsprop_agrees_with_a_naive_loop_whatever_the_block(monkeypatch, block, dtype):
+    monkeypatch.setattr(ops.RMSProp, 'BLOCK', block)
+    rng = np.random.RandomState(1)
+    shapes, weightcosts = [(4, 6), (5,), (1, 1)], [0.3, 0.0, 2.0]
+    params, gradients = ([rng.uniform(-8, 8, s).astype(dtype) for s in shapes] for _ in range(2))
+    caches = [rng.uniform(0, 3, s).astype(dtype) for s in shapes]
+    kept = [g.copy() for g in gradients]
+    wants = []
+    for p, m, g, k in zip(params, caches, gradients, weightcosts):
+        for index in np.ndindex(*p.shape):
+            slope = min(max(float(g[index]) + k * float(p[index]), -5.0), 5.0)
+            cache = 0.9 * float(m[index]) + 0.1 * slope ** 2
+            wants.append((float(p[index]) - 0.01 * slope / (cache + 1e-6) ** 0.5, cache))
+    outputs = rmsprop(0.01, 0.9, weightcosts, params, caches, gradients)
+    got = list(zip(np.concatenate([p.ravel() for p in params]), np.concatenate([m.ravel() for m in caches])))
+    np.testing.assert_allclose(got, wants, rtol=1e-5 if dtype == 'float32' else 1e-12, atol=1e-6 if dtype == 'float32' else 0)
+    assert all(out is given_ for out, given_ in zip(outputs, params + caches))
+    for g, before in zip(gradients, kept):
+        np.testing.assert_array_equal(g, before)
+
+
+def test_nan_in_a_gradient_comes_out_of_rmsprop():
+    p, m = np.ones(2), np.zeros(2)
+    rmsprop(0.1, 0.9, [0.0], [p], [m], [np.array([np.nan, 1.0])])
+    assert np.isnan(p).tolist() == np.isnan(m).tolist() == [True, False]
+
+
+def test_compiled_rmsprop_keeps_the_memory_of_shared_variables():
+    p, m = theano.shared(np.ones((3, 4), 'float32')), theano.shared(np.zeros((3, 4), 'float32'))
+    places = [v.get_value(borrow=True).__array_interface__['data'] for v in (p, m)]
+    g = T.matrix(dtype='float32')
+    new = ops.RMSProp(1)(np.float32(0.5), np.float32(0.75), np.zeros(1, 'float32'), p, m, g)
+    f = engine.compilefunction([g], [], list(zip((p, m), new)))
+    for _ in range(2):
+        f(np.full((3, 4), 2, 'float32'))
+    assert [v.get_value(borrow=True).__array_interface__['data'] for v in (p, m)] == places
+    np.testing.assert_allclose(m.get_value(), 1.75, rtol=1e-6)         # 0.25 * 4, then 0.75 * 1 + 1
+    np.testing.assert_allclose(p.get_value(), 1 - 1 / 1.000001 ** 0.5 - 1 / 1.750001 ** 0.5, rtol=1e-5)
+
+
+def test_rmsprop_updates_parameters_in_any_memory_order():
+    """decay 0, gradient 2: m = 4, p = 1 - 0.5 * 2 / 2 = 0.5."""
+    p, m = np.asfortranarray(np.ones((3, 4))), np.asfortranarray(np.zeros((3, 4)))
+    rmsprop(0.5, 0.0, [0.0], [p], [m], [np.full((3, 4), 2.0)])
+    np.testing.assert_allclose(m, 4)
+    np.testing.assert_allclose(p, 0.5, rtol=1e-6)
+
+
+# --- The sampler --------------------------------------------------------------------------------------------------
+
+def samplecase(encoded, L=2, H=3, V=6, seed=0, scale=1.5):
+    """(params, a dict in the Op's order; s0 (L, H))."""
+    rng = np.random.RandomState(seed)
+    shapes = {'E': (V, H), 'a': (H,)} if encoded else {}
+    for l in range(L):
+        shapes.update({f'U{l}': (H if l or encoded else V, 3 * H), f'W{l}': (H, 3 * H), f'b{l}': (3 * H,)})
+    shapes.update(V=(H, V), c=(V,))
+    return {name: rng.uniform(-scale, scale, shape) for name, shape in shapes.items()}, rng.uniform(-1, 1, (L, H))
+
+
+def sample(encoded, params, s0, first, uniforms, temp, allowed=None):
+    V = len(params['c'])
+    allowed = np.ones(V, 'int8') if allowed is None else np.asarray(allowed, 'int8')
+    return perform(ops.SampleText(encoded), np.int32(first), np.asarray(uniforms, 'float64'), np.float64(temp), allowed, s0,
+                   *params.values())
+
+
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('layers_', [1, 2, 3])
+@pytest.mark.parametrize('temp', [0, 0.5, 1.3])
+def test_sampled_indices_and_state_agree_with_the_naive_loop(encoded, layers_, temp):
+    params, s0 = samplecase(encoded, L=layers_)
+    uniforms, allowed = np.random.RandomState(1).uniform(size=12), [1, 1, 0, 1, 1, 1]
+    drawn, state = sample(encoded, params, s0, 4, uniforms, temp, allowed)
+    want, want_state = naive_sample(params, s0, 4, uniforms, temp, allowed)
+    assert drawn.dtype == np.int32 and drawn.tolist() == want
+    assert state.shape == s0.shape
+    np.testing.assert_allclose(state, want_state, atol=1e-13)
+
+
+@pytest.mark.parametrize('encoded', [True, False])
+def test_sampling_goes_on_from_the_state_that_it_returns(encoded):
+    params, s0 = samplecase(encoded)
+    uniforms, before = np.random.RandomState(2).uniform(size=20), s0.copy()
+    whole, end = sample(encoded, params, s0, 1, uniforms, 0.8)
+    start, middle = sample(encoded, params, s0, 1, uniforms[:7], 0.8)
+    rest, end2 = sample(encoded, params, middle, start[-1], uniforms[7:], 0.8)
+    assert whole.tolist() == start.tolist() + rest.tolist()
+    np.testing.assert_allclose(end2, end, atol=1e-14)
+    np.testing.assert_array_equal(s0, before)
+
+
+def test_no_draws_give_no_characters_and_the_state_as_it_was():
+    params, s0 = samplecase(True)
+    drawn, state = sample(True, params, s0, 0, [], 1)
+    assert drawn.shape == (0,)
+    np.testing.assert_array_equal(state, s0)
+
+
+@pytest.mark.parametrize('temp', [0.3, 1, 2])
+def test_draws_follow_the_softmax(temp):
+    """N uniforms evenly spaced: each character is drawn N times its probability, to within one."""
+    logits, N = np.array([0.3, -1.0, 2.0, 0.0, -np.inf, 1.1]), 20000
+    counts = np.bincount([ops._draw(logits, temp, (i + 0.5) / N) for i in range(N)], minlength=6)
+    shares = np.exp(logits / temp)
+    assert np.abs(counts - N * shares / shares.sum()).max() <= 1
+
+
+def test_random_draws_of_a_network_follow_its_softmax():
+    """A network of one unit whose logits are its biases whatever it reads; chi-squared with 4 degrees of freedom: 18.47 at 0.001."""
+    params, s0 = samplecase(False, L=1, H=1, V=5)
+    params['V'][:] = 0
+    params['c'][:] = np.log([0.1, 0.2, 0.3, 0.15, 0.25])
+    N = 10000
+    for temp in (1, 0.5):
+        drawn, _ = sample(False, params, s0, 0, np.random.RandomState(3).uniform(size=N), temp)
+        shares = np.array([0.1, 0.2, 0.3, 0.15, 0.25]) ** (1 / temp)
+        wants = N * shares / shares.sum()
+        assert ((np.bincount(drawn, minlength=5) - wants) ** 2 / wants).sum() < 18.47
+
+
+def test_forbidden_characters_are_never_drawn():
+    params, s0 = samplecase(True)
+    allowed = np.array([0, 1, 0, 1, 1, 0])
+    params['c'][allowed == 0] += 50             # they would be the likeliest
+    uniforms = np.concatenate([[0.0, np.nextafter(1, 0)], np.random.RandomState(4).uniform(size=300)])
+    for temp in (0, 0.01, 1, 100):
+        drawn, _ = sample(True, params, s0, 0, uniforms, temp, allowed)
+        assert set(drawn.tolist()) <= {1, 3, 4}
+
+
+@pytest.mark.parametrize('temp', [0.01, 1, 1e9])
+def test_uniforms_at_the_ends_draw_the_first_and_the_last_allowed(temp):
+    logits = np.array([-np.inf, 0.0, -0.01, -np.inf, 0.005, -np.inf])
+    assert ops._draw(logits, temp, 0.0) == 1
+    assert ops._draw(logits, temp, np.nextafter(1, 0)) == 4
+
+
+def test_the_largest_uniform_never_passes_the_end():
+    rng = np.random.RandomState(6)
+    for _ in range(200):
+        logits = rng.normal(size=rng.randint(1, 40)) * 10.0 ** rng.randint(-3, 3)
+        logits[rng.uniform(size=len(logits)) < 0.3] = -np.inf
+        logits[rng.randint(len(logits))] = 1.0
+        for uniform in (0.0, np.nextafter(1, 0)):
+            assert logits[ops._draw(logits, 0.7, uniform)] > -np.inf
+
+
+@pytest.mark.parametrize('temp', [0, 1e-300, 1e-12])
+def test_a_temperature_at_or_near_zero_draws_the_likeliest(temp):
+    with np.errstate(over='ignore'):
+        for uniform in (0.0, 0.5, np.nextafter(1, 0)):
+            assert ops._draw(np.array([1.0, 3.0, -2.0, 2.9]), temp, uniform) == 1
+
+
+@pytest.mark.parametrize('temp', [0, 1.0])
+@pytest.mark.parametrize('name', ['E', 'W1', 'V', 'c'])
+def test_a_network_that_gives_nan_is_not_sampled_from(temp, name):
+    params, s0 = samplecase(True)
+    params[name].flat[0] = np.nan
+    with pytest.raises(FloatingPointError, match='diverged'):
+        sample(True, params, s0, 0, [0.5] * 3, temp)
