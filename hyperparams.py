@@ -6,6 +6,8 @@ import numbers
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
 
+from errors import checkint
+
 
 @dataclass
 class HyperParams:
@@ -54,15 +56,6 @@ def _checked(name, value):
         wanted = f'{"at least" if lowallowed else "more than"} {low}' + (f' and below {high}' if high < math.inf else ' and finite')
         raise ValueError(f'{name} must be {wanted}, got {value}')
     return value
-
-
-def checkint(name, value, low=0, high=None):
-    """`value` as an int within low .. high; else TypeError or ValueError in one sentence."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f'{name} takes a whole number, got {value!r}')
-    if value < low or (high is not None and value > high):
-        raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"from {low} to {high:,}"}, got {value}')
-    return int(value)
 
 
 def nearest(name, names):

@@ -39,14 +39,14 @@ def residentpeak():
 
 def measure(path):
     """Encode `path` 5 times and print the medians."""
-    import dataset
+    import encode
     with tempfile.TemporaryDirectory() as directory:
         times, fsync = {}, os.fsync
         before = residentpeak()
         for _ in range(5):
             for kind, os.fsync in (('fsync', fsync), ('none', lambda file: None)):
                 start = time.perf_counter()
-                charset, data, _ = dataset.encodefile(path, os.path.join(directory, 'codes.npy'))
+                charset, data, _ = encode.encodefile(path, os.path.join(directory, 'codes.npy'))
                 times.setdefault(kind, []).append(os.path.getsize(path) / 1e6 / (time.perf_counter() - start))
         peak = residentpeak() - before
     print(f"{pathlib.Path(path).stem:8} V={len(charset):<5} {charset.dtype}: {statistics.median(times['fsync']):5.0f} MB/s "

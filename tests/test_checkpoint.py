@@ -1,507 +1,31 @@
-"""A working directory loses nothing, tears nothing, runs nothing."""
-import contextlib
-import copyreg
+"""A working directory loses nothing and keeps what it is told to."""
 import dataclasses
-import io
 import math
 import os
-import pickle
 import random
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
-import tracemalloc
-import zipfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 
 import checkpoint
-from checkpoint import FORMAT, Checkpoint, WorkDir, loadarrays, loadfacts, savearrays, savefacts
+import storage
+from checkpoint import WorkDir
 from errors import CheckpointError, WorkDirError
+from storage import loadfacts, savefacts
+from test_storage import ARRAYS, crashing, names, onesentence, sametree
 
 STATE = 'GRUEncode-1x8-state.p'
-FACTS = {'layers': 3, 'learnrate': 0.0005, 'big': -2**80, 'chars': '\ufffd\n aé漢😀', 'none': None, 'yes': True,
-         'nested': {'list': [1, [2.5, ()], (3, (4, 'x'), b'\0\xff')], 'empty': {}, 'again': '\ufffd\n aé漢😀'},
-         'long': list(range(300)), 'inf': math.inf, 'lone': '\ud800'}
-ARRAYS = {'E': np.arange(12, dtype=np.float32).reshape(3, 4), 'state': np.ones((1, 2, 4), np.float32)}
-
-
-def onesentence(text):
-    return '\n' not in text and text.count('. ') == 0 and 20 < len(text) < 900
-
-
-def names(directory):
-    return sorted(os.listdir(directory))
-
-
-def sametree(a, b):
-    """Equal, with equal types throughout."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(sametree(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(sametree, a, b))
-    return a == b or a != a and b != b
-
-
-def isplain(value):
-    if type(value) is dict:
-        return all(type(key) is str and isplain(item) for key, item in value.items())
-    if type(value) in (list, tuple):
-        return all(map(isplain, value))
-    return type(value) in (str, int, float, bool, type(None), bytes)
-
-
-# ---- facts
-
-def test_facts_come_back_equal_and_of_the_same_types(tmp_path):
-    savefacts(str(tmp_path / 'f.p'), FACTS)
-    assert sametree(loadfacts(tmp_path / 'f.p'), {**FACTS, 'format': FORMAT})
-    assert names(tmp_path) == ['f.p']
-
-
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
-                     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
-                     max_leaves=12)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.text().filter(lambda key: key != 'format'), plain))
-def test_any_plain_facts_come_back(facts):
-    assert sametree(checkpoint._undump(checkpoint._dump(facts)), {**facts, 'format': FORMAT})
-
-
-def test_facts_files_are_ordinary_pickles_of_protocol_4(tmp_path):
-    shared = ['a list', 'that occurs twice']
-    savefacts(tmp_path / 'f.p', {'one': shared, 'two': shared})
-    data = (tmp_path / 'f.p').read_bytes()
-    assert data[:2] == b'\x80\x04' and pickle.loads(data) == {'one': shared, 'two': shared, 'format': FORMAT}
-    assert loadfacts(tmp_path / 'f.p')['two'] == shared
-
-
-@pytest.mark.parametrize('value, says', [
-    (np.float64(1), 'numpy.float64'), (np.float32(1), 'numpy.float32'), (np.int64(1), 'numpy.int64'),
-    (np.bool_(True), 'numpy.bool'), (np.zeros(3), 'numpy.ndarray'), (np.str_('x'), 'numpy.str_'), ({1}, 'set'),
-    (1j, 'complex'), (Path('x'), 'Path'), (bytearray(b'x'), 'bytearray'), (print, 'builtin'),
-    (datetime(2026, 1, 1), 'datetime'), (signal.SIGINT, 'Signals'), ({1: 2}, 'keys must be str')])
-def test_what_is_not_plain_is_refused_by_key_and_nothing_is_written(tmp_path, value, says):
-    for facts, where in ({'rate': value}, "['rate']"), ({'deep': {'in': [0, (1, value)]}}, "['deep']['in'][1][1]"):
-        with pytest.raises(TypeError, match=re.escape(where)) as err:
-            savefacts(tmp_path / 'f.p', facts)
-        assert says in str(err.value) and onesentence(str(err.value))
-    assert names(tmp_path) == []
-
-
-def test_facts_that_contain_themselves_or_nest_without_end_are_refused(tmp_path):
-    loop = []
-    loop.append(loop)
-    with pytest.raises(TypeError, match='contains itself'):
-        savefacts(tmp_path / 'f.p', {'loop': loop})
-    with pytest.raises(TypeError, match='must be a dict'):
-        savefacts(tmp_path / 'f.p', [1])
-    deep = 'leaf'
-    for _ in range(checkpoint.MAXDEPTH - 1):
-        deep = (deep,)
-    savefacts(tmp_path / 'f.p', {'deep': deep})
-    assert loadfacts(tmp_path / 'f.p')['deep'] == deep
-    with pytest.raises(TypeError, match='more than 50 deep'):
-        savefacts(tmp_path / 'f.p', {'deep': (deep,)})
-
-
-def test_a_newer_format_is_refused_in_one_sentence_that_says_so(tmp_path):
-    path = tmp_path / 'f.p'
-    path.write_bytes(pickle.dumps({'format': FORMAT + 1}, 4))
-    with pytest.raises(WorkDirError, match='written by a newer RN-GRU') as err:
-        loadfacts(path)
-    assert onesentence(str(err.value)) and str(path) in str(err.value)
-    np.savez(tmp_path / 'a.npz', format=np.int64(FORMAT + 1), E=np.zeros(3))
-    with pytest.raises(CheckpointError, match='written by a newer RN-GRU'):
-        loadarrays(tmp_path / 'a.npz')
-
-
-def test_a_file_without_a_format_is_refused(tmp_path):
-    path = tmp_path / 'f.p'
-    for value in {}, {'format': 0}, {'format': '1'}, {'format': True}, {'format': 10**5000}, [], 'x', None:
-        path.write_bytes(pickle.dumps(value, 4))
-        with pytest.raises(WorkDirError):
-            loadfacts(path)
-
-
-# ---- hostile pickles
-
-MARK = 'HOSTILE_FACTS_WERE_HERE'
-
-
-class Evil:
-    """Pickles itself as the call os.mkdir(target): harmless proof that something ran."""
-    def __init__(self, target, call=os.mkdir):
-        self.target, self.call = target, call
-
-    def __reduce__(self):
-        return self.call, (self.target,)
-
-
-class SetState:
-    def __reduce__(self):
-        return Carrier, (), {'x': 1}
-
-
-class Carrier:
-    def __setstate__(self, state):
-        os.environ[MARK] = '1'
-
-
-class NewObj:
-    def __new__(cls, *args, **kwargs):
-        if args or kwargs:
-            os.environ[MARK] = '1'
-        return object.__new__(cls)
-
-    def __getnewargs_ex__(self):
-        return (1,), {'x': 1}
-
-
-class Persistent(pickle._Pickler):
-    def persistent_id(self, obj):
-        return 'gone' if isinstance(obj, Evil) else None
-
-
-def hostile(target):
-    """(name, bytes) of pickles, each of which does or builds something else than plain facts when pickle.loads reads it."""
-    t = target.encode()
-    short = lambda text: b'\x8c' + bytes([len(text)]) + text
-    for protocol in range(6):
-        yield f'reduce{protocol}', pickle.dumps({'format': 1, 'x': Evil(target)}, protocol)
-        yield f'eval{protocol}', pickle.dumps({'format': 1, 'x': Evil(f'__import__("os").mkdir({target!r})', eval)}, protocol)
-        yield f'setstate{protocol}', pickle.dumps({'format': 1, 'x': SetState()}, protocol)
-        if protocol >= 2:
-            yield f'newobj_ex{protocol}', pickle.dumps({'format': 1, 'x': NewObj()}, protocol)
-        yield f'function{protocol}', pickle.dumps({'format': 1, 'x': os.system}, protocol)
-        yield f'array{protocol}', pickle.dumps({'format': 1, 'x': np.zeros(3)}, protocol)
-        yield f'set{protocol}', pickle.dumps({'format': 1, 'x': {1, 2}}, protocol)
-        copyreg.add_extension(os.mkdir.__module__, 'mkdir', 0x1234)
-        try:
-            yield f'ext{protocol}', pickle.dumps({'format': 1, 'x': Evil(target)}, protocol)
-        finally:
-            copyreg.remove_extension(os.mkdir.__module__, 'mkdir', 0x1234)
-        if protocol > 0:
-            out = io.BytesIO()
-            Persistent(out, protocol).dump({'format': 1, 'x': Evil(target)})
-            yield f'persistent{protocol}', out.getvalue()
-    yield 'global', b'cos\nmkdir\n(V' + t + b'\ntR.'
-    yield 'inst', b'(V' + t + b'\nios\nmkdir\n.'
-    yield 'obj', b'(cos\nmkdir\nV' + t + b'\no.'
-    yield 'newobj', b'\x80\x02cos\nmkdir\nV' + t + b'\n\x85\x81.'
-    yield 'newobj_ex', b'\x80\x04cos\nmkdir\n' + short(t) + b'\x85}\x92.'
-    yield 'stack_global', b'\x80\x04' + short(b'os') + short(b'mkdir') + b'\x93' + short(t) + b'\x85R.'
-    yield 'stack_global dotted', b'\x80\x04' + short(b'os') + short(b'path.os.mkdir') + b'\x93' + short(t) + b'\x85R.'
-    yield 'posix', b'cposix\nmkdir\n(V' + t + b'\ntR.'
-    yield 'builtins', b'cbuiltins\nexec\n(Vimport os; os.mkdir(' + repr(target).encode() + b')\ntR.'
-    yield 'hidden before the facts', b'cos\nmkdir\n(V' + t + b'\ntR0' + pickle.dumps({'format': 1}, 2)[2:]
-    yield 'hidden after the facts', pickle.dumps({'format': 1}, 4) + b'cos\nmkdir\n(V' + t + b'\ntR.'
-    yield 'build', b'\x80\x02ctest_checkpoint\nCarrier\n)\x81}b.'
-    yield 'build on a dict', b'\x80\x02}}b.'
-    for code in b'\x82\x01', b'\x83\x34\x12', b'\x84\x34\x12\0\0':
-        yield f'ext code {code[0]:x}', b'\x80\x02' + code + b'(V' + t + b'\ntR.'
-    yield 'persid', b'Pgone\n.'
-    yield 'binpersid', b'\x80\x02U\x04goneQ.'
-    yield 'next buffer', b'\x80\x05\x97.'
-    yield 'frozenset', b'\x80\x04(\x91.'
-    yield 'bytearray', b'\x80\x05\x96' + struct.pack('<Q', 2**62) + b'.'
-    yield 'memo bomb', b'\x80\x02}r\xff\xff\xff\x7f.'
-    yield 'memo bomb in text', b'}p2000000000\n.'
-    yield 'huge string', b'\x80\x04\x8d' + struct.pack('<Q', 2**62) + b'x.'
-    yield 'huge bytes', b'\x80\x04\x8e' + struct.pack('<Q', 2**63) + b'x.'
-    yield 'huge frame', b'\x80\x04\x95' + struct.pack('<Q', 2**64 - 1) + b'}.' + b'}.'
-    yield 'huge int', b'\x80\x02\x8b\xff\xff\xff\x7f.'
-    yield 'negative int', b'\x80\x02\x8b\xff\xff\xff\xff.'
-    yield 'digits', b'I' + b'9' * 100000 + b'\n.'
-    yield 'deep lists', b'\x80\x02' + b']' * 300000 + b'a' * 299999 + b'.'
-    yield 'deep tuples', b'\x80\x02)' + b'\x85' * 300000 + b'.'
-    yield 'deep tuple as a key', b'\x80\x02})' + b'\x85' * 1000000 + b'Ns.'
-    yield 'too many steps', b'\x80\x02]' + b'(e' * 1100000 + b'.'
-    yield 'laughs', b'\x80\x04]\x94' + b''.join(b'](' + b'h%c' % i * 10 + b'e\x94' for i in range(50)) + b'.'
-    yield 'itself', b'\x80\x04]\x94h\0a.'
-    yield 'itself in a dict', b'\x80\x04}\x94\x8c\x01xh\0s.'
-    yield 'unhashable key', b'\x80\x02}]Ns.'
-    yield 'odd items', b'\x80\x02}(\x8c\x01xu.'
-    yield 'append to a dict', b'\x80\x02}Na.'
-    yield 'items for a list', b'\x80\x02]\x8c\x01xNs.'
-    yield 'empty stack', b'\x80\x02s.'
-    yield 'no mark', b'\x80\x02]e.'
-    yield 'take too many', b'\x80\x02N\x87.'
-    yield 'dup', b'\x80\x02}2.'
-    yield 'two values', b'\x80\x02}}.'
-    yield 'unknown step', b'\x80\x04\xff.'
-    yield 'protocol 9', b'\x80\x09N.'
-    yield 'nothing', b''
-    yield 'text', b'hello\n'
-
-
-def test_hostile_pickles_run_nothing_and_give_one_sentence(tmp_path, monkeypatch):
-    target, path, ran, tried = str(tmp_path / 'owned'), tmp_path / 'f.p', [], 0
-    pickles = list(hostile(target))
-    monkeypatch.setattr(os, 'system', lambda command: ran.append(command))
-    copyreg.add_extension('os', 'mkdir', 0x1234)
-    copyreg.add_extension('os', 'getcwd', 1)
-    try:
-        for name, data in pickles:
-            path.write_bytes(data)
-            with pytest.raises(WorkDirError) as err:
-                loadfacts(path)
-            assert onesentence(str(err.value)) and str(path) in str(err.value), (name, str(err.value))
-            assert not os.path.exists(target) and MARK not in os.environ and not ran, name
-            tried += 1
-    finally:
-        copyreg.remove_extension('os', 'mkdir', 0x1234)
-        copyreg.remove_extension('os', 'getcwd', 1)
-    assert tried > 90
-
-
-def test_the_hostile_pickles_do_harm_where_they_are_let(tmp_path):
-    """So that the test before this one tests something."""
-    did = 0
-    for name, data in hostile(str(tmp_path / 'owned')):
-        if name.startswith(('reduce', 'eval', 'global', 'inst', 'obj', 'stack', 'posix', 'builtins', 'hidden before')):
-            pickle.loads(data)
-            did += os.path.isdir(tmp_path / 'owned')
-            os.rmdir(tmp_path / 'owned')
-    assert did >= 20
-
-
-def test_a_facts_file_too_large_is_refused_without_reading_it_all(tmp_path):
-    with open(tmp_path / 'f.p', 'wb') as file:
-        file.truncate(10 * 2**30)       # sparse
-    tracemalloc.start()
-    with pytest.raises(WorkDirError, match='larger than 64 MB'):
-        loadfacts(tmp_path / 'f.p')
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**20
-
-
-def test_reading_takes_no_memory_that_the_file_does_not_hold(tmp_path):
-    for name, data in hostile(str(tmp_path / 'owned')):
-        if len(data) < 10000:
-            (tmp_path / 'f.p').write_bytes(data)
-            tracemalloc.start()
-            with contextlib.suppress(WorkDirError):
-                loadfacts(tmp_path / 'f.p')
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-            assert peak < 2**22, name
-
-
-# ---- damage
-
-def test_every_truncation_of_a_facts_file_is_refused(tmp_path):
-    savefacts(tmp_path / 'f.p', FACTS)
-    data = (tmp_path / 'f.p').read_bytes()
-    for length in range(len(data)):
-        (tmp_path / 'f.p').write_bytes(data[:length])
-        with pytest.raises(WorkDirError):
-            loadfacts(tmp_path / 'f.p')
-
-
-@pytest.mark.filterwarnings('ignore:invalid escape sequence')
-def test_flipped_bits_in_facts_give_plain_facts_or_an_error(tmp_path):
-    savefacts(tmp_path / 'f.p', FACTS)
-    data, rng, path = (tmp_path / 'f.p').read_bytes(), random.Random(1), tmp_path / 'f.p'
-    for trial in range(1000):
-        bad = bytearray(data)
-        if trial < 300:
-            bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
-        elif trial < 700:
-            at = rng.randrange(len(bad))
-            bad[at:at + rng.randrange(4)] = rng.randbytes(rng.randrange(4))
-        else:
-            bad = rng.randbytes(rng.randrange(60))
-        path.write_bytes(bad)
-        try:
-            assert isplain(loadfacts(path))
-        except WorkDirError as err:
-            assert onesentence(str(err))
-
-
-# ---- arrays
-
-@pytest.mark.parametrize('array', [
-    np.float32(2.5), np.zeros((0, 3)), np.zeros(()), np.arange(24, dtype=np.int16).reshape(2, 3, 4)[:, ::2],
-    np.asfortranarray(np.arange(6.).reshape(2, 3)), np.array([True, False]), np.arange(3, dtype='>f4'),
-    np.array([math.nan, -math.inf, -0.0]), np.arange(2**20 * 3, dtype=np.float32).reshape(3, -1)],
-    ids=lambda array: f'{array.dtype}{array.shape}')
-def test_arrays_come_back_bit_for_bit(tmp_path, array):
-    savearrays(tmp_path / 'a.npz', {'x': array, 'E': ARRAYS['E']})
-    back = loadarrays(tmp_path / 'a.npz')
-    assert list(back) == ['x', 'E'] and back['x'].shape == array.shape and back['x'].dtype == array.dtype.newbyteorder('=')
-    assert back['x'].astype(array.dtype).tobytes() == array.tobytes() and back['x'].flags.writeable
-    with np.load(tmp_path / 'a.npz') as theirs:
-        assert theirs['format'] == FORMAT and theirs['x'].tobytes() == array.tobytes()
-
-
-@pytest.mark.parametrize('name', ['format', '../x', 'a/b', '', 'x.npy', 3])
-def test_names_that_an_archive_cannot_hold_are_refused(tmp_path, name):
-    with pytest.raises(ValueError):
-        savearrays(tmp_path / 'a.npz', {name: np.zeros(2)})
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize('array', [np.array([{}]), np.array(['x']), np.array(None), np.zeros(2, [('a', 'f4')])])
-def test_arrays_of_objects_and_text_are_refused(tmp_path, array):
-    with pytest.raises(TypeError, match="'x'"):
-        savearrays(tmp_path / 'a.npz', {'x': array})
-    assert names(tmp_path) == []
-
-
-def test_arrays_are_checked_against_what_the_model_needs(tmp_path):
-    path, fits = tmp_path / 'a.npz', {'E': ((3, 4), np.float32), 'state': ((1, 2, 4), 'float32')}
-    savearrays(path, ARRAYS)
-    assert loadarrays(path, fits)['E'].tolist() == ARRAYS['E'].tolist()
-    for wrong in ({**fits, 'E': ((4, 3), np.float32)}, {**fits, 'E': ((3, 4), np.float64)}, {**fits, 'W': ((1,), np.float32)},
-                  {'E': fits['E']}, {}):
-        with pytest.raises(CheckpointError, match='does not fit the model') as err:
-            loadarrays(path, wrong)
-        assert onesentence(str(err.value)) and str(path) in str(err.value)
-
-
-def forge(path, descr="'<f4'", shape='(3, 4)', data=b'\0' * 48, order='False', name='E.npy', magic=b'\x93NUMPY\x01\x00',
-          compression=zipfile.ZIP_STORED):
-    header = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
-    header += b' ' * (-(len(header) + 11) % 64) + b'\n'
-    np.savez(path, format=np.int64(FORMAT))
-    with zipfile.ZipFile(path, 'a', compression) as archive:
-        archive.writestr(name, magic + struct.pack('<H', len(header)) + header + data)
-
-
-@pytest.mark.parametrize('forged', [
-    dict(shape='(100000, 250000)'), dict(shape='(99999999999999999999,)'), dict(shape='(' + '9, ' * 70 + ')'),
-    dict(shape='(' + '9' * 5000 + ',)'), dict(shape='(-3, 4)'), dict(shape="__import__('os')"), dict(shape='(3, 5)'),
-    dict(shape='(3, 3)'), dict(descr="'|O'"), dict(descr="[('a', '<f4')]"), dict(descr="'<f3'"), dict(descr="'<U4'"),
-    dict(order='None'), dict(shape='(' * 3000), dict(magic=b'\x93NUMPY\x03\x00'), dict(magic=b'\x93NUMPX\x01\x00'),
-    dict(data=b''), dict(compression=zipfile.ZIP_DEFLATED), dict(compression=zipfile.ZIP_DEFLATED, data=bytes(10**7), shape='(1250000,)', descr="'<f8'"),
-    dict(name='format.npy'), dict(data=pickle.dumps(Evil('/tmp/never')), descr="'|O'", shape='()')],
-    ids=lambda forged: str(forged)[:40])
-@pytest.mark.filterwarnings('ignore:Duplicate name')
-def test_a_forged_header_is_refused_before_memory_is_taken(tmp_path, forged):
-    forge(tmp_path / 'a.npz', **forged)
-    for expected in None, {'E': ((3, 4), np.float32)}:
-        tracemalloc.start()
-        with pytest.raises(CheckpointError) as err:
-            loadarrays(tmp_path / 'a.npz', expected)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert onesentence(str(err.value)) and peak < 2**22
-
-
-def test_the_forger_can_write_a_good_file_too(tmp_path):
-    forge(tmp_path / 'a.npz')
-    assert loadarrays(tmp_path / 'a.npz')['E'].shape == (3, 4)
-
-
-def test_members_that_share_their_bytes_are_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
-        archive.writestr('E.npy', bytes(5000))
-        for i in range(10):
-            again = zipfile.ZipInfo(f'E{i}.npy')
-            for slot in 'CRC', 'compress_size', 'file_size', 'header_offset', 'external_attr':
-                setattr(again, slot, getattr(archive.filelist[0], slot))
-            archive.filelist.append(again)
-    with pytest.raises(CheckpointError, match='table of contents'):
-        loadarrays(tmp_path / 'a.npz')
-
-
-def test_damaged_arrays_are_refused_or_unchanged(tmp_path):
-    path, rng = tmp_path / 'a.npz', random.Random(2)
-    savearrays(path, ARRAYS)
-    data = path.read_bytes()
-    for trial in range(900):
-        bad = bytearray(data)
-        if trial < 400:
-            bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
-        elif trial < 700:
-            bad = bad[:rng.randrange(len(bad))]
-        else:
-            at = rng.randrange(len(bad))
-            bad[at:at + rng.randrange(30)] = rng.randbytes(rng.randrange(30))
-        path.write_bytes(bad)
-        try:
-            back = loadarrays(path, {name: (array.shape, array.dtype) for name, array in ARRAYS.items()})
-            assert all(back[name].tobytes() == array.tobytes() for name, array in ARRAYS.items())
-        except CheckpointError as err:
-            assert onesentence(str(err))
-    for junk in b'', b'PK', pickle.dumps({'E': 1}), bytes(100):
-        path.write_bytes(junk)
-        with pytest.raises(CheckpointError):
-            loadarrays(path)
 
 
 # ---- crashes
-
-@contextlib.contextmanager
-def crashing(monkeypatch, at, cleanup):
-    """The at-th call that touches the disk fails and so does, without cleanup, every one after it: yields the counter."""
-    calls = [0]
-
-    def step(real, isundo=False):
-        def call(*args, **kwargs):
-            if not isundo:
-                calls[0] += 1
-            if (calls[0] == at and not isundo) or (calls[0] >= at and not cleanup):
-                raise OSError(28, 'No space left on device')
-            return real(*args, **kwargs)
-        return call
-
-    class File:
-        def __init__(self, *args):
-            self.real = openfile(*args)
-            self.write = step(self.real.write)
-
-        def __getattr__(self, name):
-            return getattr(self.real, name)
-
-    realopen = open
-    openfile = step(realopen)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, 'open', lambda path, mode: File(path, mode) if 'x' in mode else realopen(path, mode),
-                      raising=False)
-        for name in 'replace', 'fsync':
-            patch.setattr(os, name, step(getattr(os, name)))
-        patch.setattr(os, 'unlink', step(os.unlink, True))
-        yield calls
-
-
-@pytest.mark.parametrize('cleanup', [True, False], ids=['error', 'power off'])
-def test_a_crash_at_any_write_of_facts_leaves_the_old_or_the_new(tmp_path, monkeypatch, cleanup):
-    path = tmp_path / 'f.p'
-    seen = set()
-    for at in range(1, 50):
-        savefacts(path, {'version': 'old'})
-        with crashing(monkeypatch, at, cleanup) as calls:
-            failed = None
-            try:
-                savefacts(path, {'version': 'new'})
-            except OSError as err:
-                failed = err
-        version = loadfacts(path)['version']
-        seen.add(version)
-        assert version == 'new' or failed
-        if cleanup:
-            assert names(tmp_path) == ['f.p']
-        savefacts(path, {'version': 'next'})
-        assert names(tmp_path) == ['f.p']
-        if calls[0] < at:
-            break
-    assert 4 < at < 49 and not failed and seen == {'old', 'new'}
-
 
 @pytest.mark.parametrize('cleanup', [True, False], ids=['error', 'power off'])
 def test_a_crash_at_any_write_of_a_checkpoint_leaves_the_old_or_the_new(tmp_path, monkeypatch, cleanup):
@@ -547,7 +71,7 @@ while True:
 def test_kill_9_while_checkpoints_are_written_loses_none_and_leaves_nothing(tmp_path):
     source = os.path.dirname(os.path.abspath(checkpoint.__file__))
     rng, before, work = random.Random(3), [], WorkDir(tmp_path)
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, '-c', WRITER.format(source=source, path=str(tmp_path))],
                                    stdout=subprocess.PIPE)
         process.stdout.readline()
@@ -561,11 +85,11 @@ def test_kill_9_while_checkpoints_are_written_loses_none_and_leaves_nothing(tmp_
             assert (work.loadarrays(each, {'E': ((50, 50), np.float32)})['E'] == each.facts['n']).all()
         before = found
     work.writecheckpoint(0, 0, 0, {}, {})
-    assert len(before) > 6 and len(names(tmp_path)) == 2 * (len(before) + 1)
+    assert len(before) > 4 and len(names(tmp_path)) == 2 * (len(before) + 1)
 
 
 def test_what_another_process_or_machine_is_writing_stays(tmp_path):
-    work, host = WorkDir(tmp_path), checkpoint._HOST
+    work, host = WorkDir(tmp_path), storage._HOST
     keep = [f'.2026-11-24T10-31-05.123456Z-1.0000-model.p.{host}-{os.getppid()}-00000000.tmp',       # alive
             '.x-state.p.01234567-1-00000000.tmp',                                                     # another machine's
             f'.x.{host}-4000000-zzz.tmp', 'notes.tmp', '.x.tmp',                                      # not ours
@@ -769,9 +293,8 @@ def test_a_new_model_gets_its_directory_with_parents(tmp_path):
     assert work.path == tmp_path / 'a' / 'b' and len(names(work.path)) == 3 and work.statefile().name == STATE
 
 
-@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize('where', ['new', 'a/b/new', 'there'])
-def test_a_creation_that_fails_leaves_the_disk_as_it_was(tmp_path, error, where):
+@pytest.mark.parametrize('where, error', [('new', OSError), ('a/b/new', KeyboardInterrupt), ('there', KeyboardInterrupt)])
+def test_a_creation_that_fails_leaves_the_disk_as_it_was(tmp_path, where, error):
     (tmp_path / 'there').mkdir()
     (tmp_path / 'there' / 'notes.txt').write_text('mine')
     (tmp_path / 'there' / 'sub').mkdir()
@@ -823,7 +346,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
             if 'x' in mode:
                 raise PermissionError(13, 'Permission denied')
             return realopen(path, mode)
-        monkeypatch.setattr(checkpoint, 'open', refuse, raising=False)
+        monkeypatch.setattr(storage, 'open', refuse, raising=False)
     else:
         there.chmod(0o555)
     try:
