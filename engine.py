@@ -6,7 +6,7 @@ same names from either. `RN_GRU_ENGINE=pytensor` or `RN_GRU_ENGINE=theano` in th
 Names handed out
 ----------------
 theano, T       the engine and its tensor module
-Op              base class of our Ops; a subclass declares its gradient once, as `pullback`
+Op              base class of our Ops; a subclass declares its gradient once, as `pullback`, and may have a native body
 Apply           a node of the graph
 Disconnected    `Disconnected()`: the gradient of an input (an index, say) that has none
 isdisconnected  whether a gradient is such a one
@@ -17,6 +17,7 @@ import configparser
 import importlib.util
 import logging
 import os
+import stat
 import tempfile
 import warnings
 
@@ -38,14 +39,15 @@ def _choose():
 
 
 def _setflags(name):
-    """Put the flags we need into the environment, unless the user has set them there or in his rc file."""
+    """Put the flags we need into the environment, unless the user has set them there or in his rc file; why the cache moves, or ''."""
     flags, rc = f'{name.upper()}_FLAGS', f'{name.upper()}RC'
     # An empty ldflags: classic Theano fails to link on newer NumPy, and the system's BLAS may be a slow one.
     wanted = {'floatX': 'float32', 'blas__ldflags' if name == 'pytensor' else 'blas.ldflags': ''}
     home = os.path.expanduser(f'~/.{name}')
     parent = home if os.path.isdir(home) else os.path.dirname(home)
+    reason = ''
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
-        wanted['base_compiledir'] = tempfile.mkdtemp(prefix=f'{name}-')      # ours alone: we load code from it
+        wanted['base_compiledir'], reason = _privatedir(name), f"{parent} can't be written"
     files = configparser.RawConfigParser(strict=False)
     try:
         files.read(os.path.expanduser(path) for path in os.environ.get(rc, f'~/.{name}rc').split(os.pathsep))
@@ -58,16 +60,29 @@ def _setflags(name):
         if key.replace('__', '.') not in given and not files.has_option(section or 'global', option):
             theirs += f'{"," if theirs else ""}{key}={value}'
     os.environ[flags] = theirs
+    return reason
+
+
+def _privatedir(name):
+    """A temporary directory, the same one in each process, that nobody else can put code into."""
+    path = os.path.join(tempfile.gettempdir(), f'{name}-{os.getuid()}')
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+            return tempfile.mkdtemp(prefix=f'{name}-')
+    return path
 
 
 name = _choose()
-_setflags(name)
+nohome = _setflags(name)            # why compiled code goes to a temporary directory; '': it doesn't
 
 if name == 'pytensor':
     import pytensor as theano
     import pytensor.tensor as T
     from pytensor.graph.basic import Apply, Constant
-    from pytensor.link.c.op import COp as Op
+    from pytensor.link.c.op import COp as _Op
 else:
     # Classic Theano's import warns of deprecations in NumPy and of the BLAS that we chose not to link.
     with warnings.catch_warnings():
@@ -78,11 +93,33 @@ else:
         import theano.tensor as T
     from theano import Apply, Constant
 
-    class Op(theano.Op):
+    class _Op(theano.Op):
         """Theano's Op under PyTensor's way to declare a gradient."""
 
         def L_op(self, inputs, outputs, output_grads):
             return self.pullback(inputs, outputs, output_grads)
+
+
+class Op(_Op):
+    """Base class of our Ops: `perform` is their truth in NumPy, `kernel` says what a compiled function runs in its place."""
+
+    def kernel(self, node):
+        """A native function (inputs, output storages) that does what `perform` does, or None where only that can."""
+        return None
+
+    def make_thunk(self, node, storage_map, compute_map, no_recycling, impl=None):
+        work = self.kernel(node)
+        if work is None:
+            return super().make_thunk(node, storage_map, compute_map, no_recycling, impl)
+        inputs, outputs = [storage_map[i] for i in node.inputs], [storage_map[o] for o in node.outputs]
+        computed = [compute_map[o] for o in node.outputs]
+
+        def thunk():
+            work([i[0] for i in inputs], outputs)
+            for flag in computed:
+                flag[0] = True
+        thunk.inputs, thunk.outputs, thunk.lazy = inputs, outputs, False
+        return thunk
 
 
 version = f'{"PyTensor" if name == "pytensor" else "Theano"} {theano.__version__}'

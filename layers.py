@@ -13,6 +13,7 @@ import engine
 import ops
 import report
 from engine import T, theano
+from sampling import SampleText
 
 
 class ModelParams:
@@ -199,10 +200,10 @@ class ModelParams:
 
     @cached_property
     def sampletext(self):
-        """Compiled: (first, uniforms (n,), temp, allowed (V,), s0 (L, H)) -> (indices (n,), laststate (L, H)); see `ops.SampleText`."""
+        """Compiled: (first, uniforms (n,), temp, allowed (V,), s0 (L, H)) -> (indices (n,), laststate (L, H)); see `sampling.SampleText`."""
         inputs = [T.scalar('first', dtype='int32'), T.vector('uniforms', dtype='float64'), T.scalar('temp', dtype='float64'),
                   T.vector('allowed', dtype='int8'), T.matrix('s0', dtype='float32')]
-        outputs = ops.SampleText(self.source == 'encoded')(*inputs, *self.params.values())
+        outputs = SampleText(self.source == 'encoded')(*inputs, *self.params.values())
         f = _compiled('generation', inputs, outputs)
         return lambda first, uniforms, temp, allowed, s0: f(np.asarray(first, 'int32'), uniforms, np.asarray(temp, 'float64'),
                                                              allowed, s0)

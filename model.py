@@ -8,13 +8,16 @@ from functools import cached_property
 
 import numpy as np
 
+import native
 import report
 import train
-from checkpoint import WorkDir, loadfacts, savefacts
-from dataset import CharSet, DataSet, encodefile
-from errors import WorkDirError
-from hyperparams import HyperParams, checkint, nearest
+from checkpoint import WorkDir
+from dataset import CharSet, DataSet
+from encode import encodefile
+from errors import WorkDirError, checkint
+from hyperparams import HyperParams, nearest
 from layers import MODELTYPES
+from storage import loadfacts, savefacts
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
@@ -149,12 +152,14 @@ class ModelState:
         """The checkpoints, oldest first: each has .name, .loss (nats/char), .epoch, .pos and .time (UTC)."""
         return self.workdir.checkpoints()
 
-    def restore(self, name=None, *, verbose=True):
+    def restore(self, name=None, *, threads=None, verbose=True):
         """Put data and parameters back from the last checkpoint, or the one called `name`, and compile what generates text.
 
         name: a bare file name, as checkpoints() lists them; with it, learnrate, decay and regcost are that checkpoint's again.
+        threads: of the native kernels; None: RN_GRU_THREADS, or as many as the process may use.
         Raises CheckpointError where there is none of that name (it lists those that are) or its files are damaged.
         """
+        native.checkthreads(threads)
         with report.quiet(not verbose):
             checkpoint = self.workdir.checkpoint(name) if name is not None or self.checkpoints() else None
             if name is not None:
@@ -167,6 +172,7 @@ class ModelState:
             model, _ = self.model, self.data
             report.say(f'Restored {checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if checkpoint
                        else 'No checkpoint yet: parameters drawn anew from the seed.')
+            native.setthreads(threads)
             model.sampletext, model.allstates
 
     def writecheckpoint(self, loss, losskind, batchsize, **facts):
@@ -179,7 +185,8 @@ class ModelState:
 
     # --- Training -------------------------------------------------------------------------------------------------
 
-    def trainmodel(self, num_rounds=1, batchsize=16, train_len=0, valid_len=0, print_every=1000, clear_state=False, *, verbose=True):
+    def trainmodel(self, num_rounds=1, batchsize=16, train_len=0, valid_len=0, print_every=1000, clear_state=False, *,
+                   threads=None, verbose=True):
         """Train for some rounds, each with a validation and a checkpoint at its end.
 
         num_rounds   how many rounds
@@ -189,6 +196,7 @@ class ModelState:
                      about a third of an epoch's training
         print_every  steps between samples of 100 characters, counted across rounds, the first one before the first step; 0: none
         clear_state  start from a zero hidden state, at the position reached
+        threads      of the native kernels, never stored; None: RN_GRU_THREADS, or as many as the process may use. The result doesn't depend on it
         verbose      False: say nothing
 
         The training function is compiled when it is first needed. Two rounds of 50 steps give bit for bit what one of 100 gives.
@@ -200,7 +208,9 @@ class ModelState:
         self.data.batchepoch(batchsize)         # refuses what is no batch size, or one too large for the text
         train_len, valid_len = checkint('train_len', train_len), checkint('valid_len', valid_len)
         print_every = checkint('print_every', print_every)
+        native.checkthreads(threads)
         with report.quiet(not verbose):
+            native.setthreads(threads)
             train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, bool(clear_state))
 
     # --- Generation -----------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The Theano Ops of RN-GRU: a GRU over a whole sequence, softmax with its loss, the update, the sampler.
+"""The Theano Ops of RN-GRU: a GRU over a whole sequence, softmax with its loss, the update.
 
 Each is coarse: one node does what hundreds of elementwise nodes (or a `scan`) would, so that a graph compiles at
-once and a step is little else than matrix products. Each computes with NumPy in `perform`: the readable truth.
+once and a step is little else than matrix products. Each computes with NumPy in `perform`, the readable truth, and in a compiled
+function by a native kernel (`native.py`, `kernels/`) where there is one.
 
 Letters: `T` steps, `B` batch rows, `H` state size, `V` vocabulary, `L` layers, `K` size of an input vector,
 `N` different characters in a batch. Shapes are time first. Real arrays are float32 or, to prove gradients, float64.
@@ -18,6 +19,7 @@ The columns of U (K, 3H), W (H, 3H) and b (3H) are in the order z, r, h.
 
 import numpy as np
 
+import native
 from engine import Apply, Disconnected, Op, T, isdisconnected
 
 CLIP = 5.0                  # gradients are clipped to +-CLIP, element by element
@@ -31,7 +33,12 @@ def _buffer(storage, shape, dtype):
     return storage[0]
 
 
-def _checkindices(name, x, size):
+def _haskernel(node):
+    """Whether the native kernels compute this node: all but float64, which only proofs use."""
+    return native.library() is not None and all(i.type.dtype in ('float32', 'int32') for i in node.inputs)
+
+
+def checkindices(name, x, size):
     if x.size and not 0 <= x.min() <= x.max() < size:
         raise IndexError(f'{name} must lie in 0 .. {size - 1}, got {x.min()} .. {x.max()}')
 
@@ -93,6 +100,16 @@ class GRU(Op):
             s_next += h_t
             s = s_next
         outputs[1][0] = s.copy()                # never a buffer: it becomes the value of a shared variable
+
+    def kernel(self, node):
+        def work(inputs, outputs):
+            source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
+            _checklayer(source, s0, U, W, b)
+            shape = (*source[0].shape[:2], len(W))
+            S, G = _buffer(outputs[0], shape, s0.dtype), _buffer(outputs[2], (*shape[:2], 3 * len(W)), s0.dtype)
+            native.gruforward(self.source, inputs, S, G)
+            outputs[1][0] = S[-1].copy()
+        return work if _haskernel(node) else None
 
     def _project(self, source, U, b, out):
         """x U + b for every character, into out (T B, 3H)."""
@@ -197,6 +214,14 @@ class GRUGrad(Op):
             dE[chars] = drows
             outputs[1][0] = drows.sum(axis=0)
 
+    def kernel(self, node):
+        def work(inputs, outputs):
+            *inputs, S, G, dS = inputs
+            reals = inputs[-len(outputs):]
+            gradients = [_buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs, reals)]
+            native.grubackward(self.source, inputs, S, G, dS, gradients)
+        return work if _haskernel(node) else None
+
 
 def _checklayer(source, s0, U, W, b):
     H = W.shape[0]
@@ -209,7 +234,7 @@ def _checklayer(source, s0, U, W, b):
     if len(source) == 1 and source[0].ndim == 3 and source[0].shape[2] != U.shape[0]:
         raise ValueError(f'X {source[0].shape} and U {U.shape} must agree in the size of an input vector')
     if source[0].ndim == 2:
-        _checkindices('characters', source[0], (source[1] if len(source) == 3 else U).shape[0])
+        checkindices('characters', source[0], (source[1] if len(source) == 3 else U).shape[0])
 
 
 def _encode(chars, E, a):
@@ -251,12 +276,9 @@ class SoftmaxLoss(Op):
 
     def perform(self, node, inputs, outputs):
         S3, V, c, y = inputs
-        if S3.shape[:2] != y.shape or S3.shape[2:] != V.shape[:1] or c.shape != V.shape[1:]:
-            raise ValueError(f'SoftmaxLoss takes S (T, B, H), V (H, V), c (V,) and y (T, B), '
-                             f'got S {S3.shape}, V {V.shape}, c {c.shape} and y {y.shape}')
+        _checkoutput(*inputs)
         S, y = S3.reshape(-1, V.shape[0]), y.ravel()
         M = len(y)
-        _checkindices('characters', y, len(c))
         nll = 0.0
         if self.gradients:
             dS = _buffer(outputs[1], S3.shape, S.dtype).reshape(S.shape)
@@ -282,6 +304,13 @@ class SoftmaxLoss(Op):
         if self.gradients:
             outputs[2][0], outputs[3][0] = dV, dc
 
+    def kernel(self, node):
+        def work(inputs, outputs):
+            _checkoutput(*inputs)
+            gradients = [_buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs[1:], inputs)]
+            outputs[0][0] = np.asarray(native.softmaxloss(*inputs, gradients))
+        return work if _haskernel(node) else None
+
     def pullback(self, inputs, outputs, gradients):
         if any(not isdisconnected(g) for g in gradients[1:]):
             raise ValueError('SoftmaxLoss gives first derivatives only')
@@ -290,6 +319,13 @@ class SoftmaxLoss(Op):
 
     def connection_pattern(self, node):
         return [[isreal] + [False] * (len(node.outputs) - 1) for isreal in (True, True, True, False)]
+
+
+def _checkoutput(S, V, c, y):
+    if S.shape[:2] != y.shape or S.shape[2:] != V.shape[:1] or c.shape != V.shape[1:]:
+        raise ValueError(f'SoftmaxLoss takes S (T, B, H), V (H, V), c (V,) and y (T, B), '
+                         f'got S {S.shape}, V {V.shape}, c {c.shape} and y {y.shape}')
+    checkindices('characters', y, len(c))
 
 
 class Scale(Op):
@@ -343,6 +379,16 @@ class RMSProp(Op):
                 block = slice(start, start + self.BLOCK)
                 self._update(p[block], m[block], g[block], learnrate, decay, k)
 
+    def kernel(self, node):
+        def work(inputs, outputs):
+            params, caches, gradients = (inputs[3 + i * self.n:3 + (i + 1) * self.n] for i in range(3))
+            if not all(a.flags.c_contiguous for a in params + caches):
+                return self.perform(node, inputs, outputs)
+            native.rmsprop(params, caches, gradients, inputs[2], inputs[0], inputs[1], CLIP)
+            for storage, value in zip(outputs, params + caches):
+                storage[0] = value
+        return work if _haskernel(node) else None
+
     @staticmethod
     def _update(p, m, g, learnrate, decay, k):
         g = g + k * p if k else g
@@ -356,69 +402,3 @@ class RMSProp(Op):
         g /= square
         g *= learnrate
         p -= g
-
-
-class SampleText(Op):
-    """Characters drawn one after another, each from softmax(logits / temp) behind the one before.
-
-    Inputs: first, the index of the character that is read first; uniforms (n,), numbers in [0, 1) in float64, one a draw; temp,
-    a scalar (0: the most likely character); allowed (V,), booleans: what may be drawn; s0 (L, H); then the model: E and a where it is
-    `encoded`; U, W, b of each layer; V, c. Outputs: indices (n,) int32, without the first; the state (L, H) before the last drawn one is read.
-
-    Cost: 12 L H^2 + 2 H V FLOP a character, and as many bytes of weights read as 2 L (3 H^2) + H V floats hold: the bytes are the limit.
-    """
-
-    __props__ = ('encoded',)
-
-    def __init__(self, encoded=True):
-        self.encoded = encoded
-
-    def make_node(self, *inputs):
-        inputs = [T.as_tensor_variable(i) for i in inputs]
-        return Apply(self, inputs, [T.vector(dtype='int32'), inputs[4].type()])
-
-    def perform(self, node, inputs, outputs):
-        first, uniforms, temp, allowed, s0, *params = inputs
-        source = [params.pop(0), params.pop(0)] if self.encoded else []
-        c, V = params.pop(), params.pop()
-        layers = [params[i:i + 3] for i in range(0, len(params), 3)]
-        if s0.shape != (len(layers), len(V)) or allowed.shape != c.shape or not allowed.any():
-            raise ValueError(f'SampleText takes s0 ({len(layers)}, {len(V)}) and allowed ({len(c)},), not all of it 0, '
-                             f'got s0 {s0.shape} and allowed {allowed.shape}')
-        _checkindices('first', first, len(c))
-        forbidden = np.flatnonzero(~allowed.astype(bool))
-        Wzrs = [np.ascontiguousarray(W[:, :2 * len(W)]) for _, W, _ in layers]
-        Whs = [np.ascontiguousarray(W[:, 2 * len(W):]) for _, W, _ in layers]
-        states = list(s0)
-        projections = {}                        # of the characters met so far: x U + b of the first layer
-        drawn = np.empty(len(uniforms), np.int32)
-        char = int(first)
-        for i, uniform in enumerate(uniforms):
-            if char not in projections:
-                U, _, b = layers[0]
-                x = np.tanh(source[0][char] + source[1]) @ U if self.encoded else U[char]
-                projections[char] = x + b
-            projection = projections[char]
-            for l, (_, W, _) in enumerate(layers):
-                H, s = len(W), states[l]
-                if l:
-                    projection = states[l - 1] @ layers[l][0] + layers[l][2]
-                zr = np.minimum(np.maximum(0.2 * (projection[:2 * H] + s @ Wzrs[l]) + 0.5, 0), 1)
-                h = np.tanh(projection[2 * H:] + (zr[H:] * s) @ Whs[l])
-                states[l] = h + zr[:H] * (s - h)
-            logits = (states[-1] @ V + c).astype(np.float64)
-            logits[forbidden] = -np.inf
-            char = _draw(logits, float(temp), uniform)
-            drawn[i] = char
-        outputs[0][0], outputs[1][0] = drawn, np.array(states, s0.dtype)
-
-
-def _draw(logits, temp, uniform):
-    """The character at which the cumulated softmax(logits / temp) (float64) first exceeds `uniform` in [0, 1)."""
-    if not np.isfinite(logits.max()):           # NaN too
-        raise FloatingPointError('the network gives numbers that are none any more, so its training has diverged: restore an earlier '
-                                 'checkpoint (ms.checkpoints() lists them) and train on with a smaller learnrate')
-    if temp == 0:
-        return int(logits.argmax())
-    cumulated = np.cumsum(np.exp((logits - logits.max()) / temp))
-    return int(np.searchsorted(cumulated, uniform * cumulated[-1], side='right'))

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 
+import native
 import report
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
@@ -39,7 +40,7 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
     epochsteps = data.batchepoch(batchsize)
     train_len, valid_len = train_len or epochsteps, valid_len or epochsteps
     _placestate(model, batchsize, clear_state)
-    report.say(f'{ms.describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch.\n'
+    report.say(f'{ms.describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
                f'{num_rounds} round{"s" * (num_rounds != 1)} of {train_len:,} steps from epoch {model.epoch}, position {model.pos}; '
                f'validation on the {valid_len:,} steps behind each'
                + (', about a third of an epoch\'s training time (valid_len makes it shorter).' if valid_len >= epochsteps else '.'))

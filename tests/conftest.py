@@ -18,6 +18,7 @@ if ROOT not in sys.path:
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     import engine
+    from engine import T
 
 
 def pytest_configure(config):
@@ -142,3 +143,17 @@ def naive_sample(params, s0, first, uniforms, temp, allowed):
                     break
         read.append(char)
     return read[1:], last[:, 0]
+
+
+def symbol(value):
+    value = np.asarray(value)
+    return (T.scalar, T.vector, T.matrix, T.tensor3)[value.ndim](dtype=str(value.dtype))
+
+
+def perform(op, *values):
+    """What the Op's `perform` gives for NumPy arrays."""
+    values = [np.asarray(value) for value in values]
+    node = op.make_node(*map(symbol, values))
+    storage = [[None] for _ in node.outputs]
+    op.perform(node, values, storage)
+    return [s[0] for s in storage]

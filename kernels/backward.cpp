@@ -1,0 +1,337 @@
+// The gradients of a GRU layer over a whole sequence.
+//
+// With ds the gradient in a state and dz, dr, dh those before the gates' functions, for t descending:
+//   ds = dS[t] + what comes back from step t + 1
+//   dh = ds (1 - z)(1 - h^2)     dz = ds (s - h) hard_sigmoid'(z)     where s is the state before the step
+//   drs = dh Wh^T                dr = drs s hard_sigmoid'(r)
+//   ds z + drs r + [dz, dr] [Wz, Wr]^T goes back to step t - 1
+// FLOP: the steps 6 H^2 T B, dX and dU 6 K H T B each, dW 6 H^2 T B. Bytes: G, S, dS read, dG written, once in
+// the steps (32 H T B); dG read once for dX, and once for each 96 rows of dU and dW, from afar where it does
+// not fit the third-level cache.
+// Scratch, bytes: 4 [3 H T B + 3 H (H + K) + B H + n (2 K + 3 H) + 49664 threads], H padded to a panel.
+#include "gru.hpp"
+
+namespace rngru {
+namespace {
+
+// The gradient behind a hard sigmoid: none where its value is 0 or 1, which alone are their own squares.
+RNGRU_INLINE V between(V value, V gradient) { return value > value * value ? gradient : splat(0); }
+
+struct Backward {
+    const rngru_layer& l;
+    const Sizes d;
+    const int64_t KP;       // K up to the next panel
+    const int64_t stride;   // from one panel of dG to the next
+    float *Wzr, *Wh, *Ut;   // transposed, in panels: (2 HP, H), (HP, H), (3 HP, K)
+    float* ds;              // (B, HP): the gradient in the state
+    float* dG;              // 3 np panels of T B rows
+    float *rows, *drows;    // of the batch's characters: input vectors and their gradients (n, K)
+    float* sums;            // dG summed by character: 3 np panels of n rows
+    float* packed;          // for each thread, the block of a left operand
+
+    template <class Take>
+    void lay_out(int threads, Take take) {
+        const int64_t n = Characters::most(l);
+        take(Wzr, 2 * d.HP * d.HP);
+        take(Wh, d.HP * d.HP);
+        take(Ut, l.input == RNGRU_ONEHOT ? 0 : 3 * d.HP * KP);
+        take(ds, d.B * d.HP);
+        take(dG, 3 * d.np * stride);
+        take(rows, n * d.K);
+        take(drows, n * d.K);
+        take(sums, n * 3 * d.HP);
+        take(packed, PACKED * threads);
+    }
+
+    explicit Backward(const rngru_layer& l)
+        : l(l), d(l), KP(whole_panels(l.K) * PW), stride(spread(l.T * l.B * PW)) {}
+
+    bool reserve(int threads) {
+        size_t bytes = Characters::bytes(l);
+        lay_out(threads, [&](float*&, int64_t n) { bytes += Scratch::bytes(n); });
+        if (!scratch.reserve(bytes)) return false;
+        lay_out(threads, [&](float*& p, int64_t n) { p = scratch.take(n); });
+        return true;
+    }
+
+    void pack_weights(int threads) {
+        Timer timer(PACK);
+        const int64_t input_panels = l.input == RNGRU_ONEHOT || (l.input == RNGRU_VECTORS && !l.dX) ? 0 : KP / PW;
+        Parts parts(d.np + input_panels, 2);
+        parallel(threads, [&](int, int n) {
+            for (int64_t i, end; parts.take(n, i, end);)
+                for (; i < end; ++i)
+                    for (int gate = 0; gate < 3; ++gate) {
+                        if (i >= d.np) {
+                            const int64_t p = i - d.np;
+                            pack_transposed(Ut + (3 * p + gate) * d.HP * PW, l.U + gate * d.H, 3 * d.H, d.H, d.HP, d.K, p);
+                        } else {
+                            float* const panel = gate == 2 ? Wh + i * d.HP * PW : Wzr + (2 * i + gate) * d.HP * PW;
+                            pack_transposed(panel, l.W + gate * d.H, 3 * d.H, d.H, d.HP, d.H, i);
+                        }
+                    }
+        });
+    }
+
+    const float* state_before(int64_t t) const { return t ? l.S + (t - 1) * d.B * d.H : l.s0; }
+
+    // One step of the sequence: where its values lie.
+    struct Step {
+        const float *G, *s, *dS;  // gates; the state before; the gradient from above
+        float* dG;                // in the first panel
+        const int64_t H, gate, stride;  // gate: from one gate of dG to the next
+
+        // From ds at a place: dz and dh.
+        template <bool whole>
+        RNGRU_INLINE void split(int64_t row, int64_t column, V ds) const {
+            const int64_t left = H - column;
+            const float* const g = G + row * 3 * H + column;
+            const V z = load<whole>(g, left), h = load<whole>(g + 2 * H, left), s_ = load<whole>(s + row * H + column, left);
+            const V dh = ds * (splat(1) - z) * (splat(1) - h * h);
+            const V dz = between(z, ds * (s_ - h) * splat(0.2f));
+            float* const to = dG + column / PW * stride + row * PW + column % PW;
+            store(to, dz);
+            store(to + 2 * gate, dh);
+        }
+    };
+    Step step(int64_t t) const {
+        return {l.G + t * d.B * 3 * d.H, state_before(t), l.dS + t * d.B * d.H, dG + t * d.B * PW, d.H,
+                d.np * stride, stride};
+    }
+
+    // All steps of rows [first, last) of the batch, the last step first: no thread waits for another.
+    void steps(int64_t first, int64_t last) {
+        const int64_t H = d.H, HP = d.HP;
+        float* const ds = this->ds;
+        for (int64_t row = first; row < last; ++row)
+            for (int64_t column = 0; column < HP; column += W) {
+                const Step top = step(d.T - 1);
+                const V v = load(top.dS + row * H + column, H - column);
+                store(ds + row * HP + column, v);
+                top.split<false>(row, column, v);
+            }
+        for (int64_t t = d.T - 1; t >= 0; --t) {
+            const Step here = step(t);
+            product(
+                first, last, HP, panels(here.dG + 2 * here.gate, stride), Wh, one_matrix(H),
+                [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
+                    float* const far = here.dG + here.gate + column / PW * here.stride + row * PW;
+                    for (int i = 0; i < R * PW; i += 16) prefetch_write(far + i);
+                },
+                [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
+                    constexpr bool whole = decltype(inside)::value;
+                    float* to = here.dG + here.gate + column / PW * here.stride + row * PW;
+                    for (int i = 0; i < R; ++i, ++row, c += PW, to += PW) {
+                        const float* const g = here.G + row * 3 * H + column;
+                        const float* const s = here.s + row * H + column;
+                        float* const back = ds + row * HP + column;
+                        for (int j = 0; j < PW; j += W) {
+                            const int64_t left = H - column - j;
+                            const V drs = load(c + j), z = load<whole>(g + j, left), r = load<whole>(g + H + j, left);
+                            const V dr = between(r, drs * load<whole>(s + j, left) * splat(0.2f));
+                            store(to + j, dr);
+                            store(back + j, load(back + j) * z + drs * r);
+                        }
+                    }
+                });
+            if (t == 0) break;
+            const Step below = step(t - 1);
+            product(
+                first, last, 2 * HP, panels(here.dG, stride), Wzr, one_matrix(H),
+                [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
+                    const float* g = below.G + row * 3 * H + column;
+                    const float* s = below.s + row * H + column;
+                    const float* dS = below.dS + row * H + column;
+                    float* const far = below.dG + column / PW * below.stride + row * PW;
+                    for (int i = 0; i < R; ++i, g += 3 * H, s += H, dS += H) {
+                        prefetch(g);
+                        prefetch(g + H);
+                        prefetch(g + 2 * H);
+                        prefetch(s);
+                        prefetch(dS);
+                    }
+                    for (int i = 0; i < R * PW; i += 16) {
+                        prefetch_write(far + i);
+                        prefetch_write(far + 2 * below.gate + i);
+                    }
+                },
+                [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
+                    constexpr bool whole = decltype(inside)::value;
+                    for (int i = 0; i < R; ++i, ++row, c += PW)
+                        for (int j = 0; j < PW; j += W) {
+                            const int64_t left = H - column - j;
+                            float* const back = ds + row * HP + column + j;
+                            const V v = load(back) + load(c + j) + load<whole>(below.dS + row * H + column + j, left);
+                            store(back, v);
+                            below.split<whole>(row, column + j, v);
+                        }
+                });
+        }
+        product(
+            first, last, 2 * HP, panels(dG, stride), Wzr, one_matrix(H), [](int64_t, int, int, int64_t) RNGRU_LAMBDA {},
+            [&](auto, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
+                for (int i = 0; i < R; ++i, ++row, c += PW)
+                    for (int j = 0; j < PW; j += W) {
+                        const int64_t at = column + j;
+                        store(l.ds0 + row * H + at, load(ds + row * HP + at) + load(c + j), H - at);
+                    }
+            });
+    }
+
+    // Adds rows [k, k + n) of a panel of dG to db, and in a layer of characters to the sums by character.
+    RNGRU_INLINE void add_up(const float* panel, int64_t k, int64_t n, int gate, int64_t column, const Characters& characters) {
+        float* const db = l.db + gate * d.H + column;
+        const int64_t left = d.H - column;
+        for (int j = 0; j < PW; j += W) {
+            const V sum = sum_of_rows(panel + j, n);
+            store(db + j, k ? load(db + j, left - j) + sum : sum, left - j);
+        }
+        if (!characters.slot) return;
+        float* const sum = sums + (gate * d.np + column / PW) * characters.n * PW;
+        if (k == 0) memset(sum, 0, (size_t)(characters.n * PW) * sizeof(float));
+        for (int64_t i = 0; i < n; ++i) {
+            float* const to = sum + characters.slot[l.x[k + i]] * PW;
+            for (int j = 0; j < PW; j += W) store(to + j, load(to + j) + load(panel + i * PW + j));
+        }
+    }
+
+    // Tiles [first, last) of rows of a (., 3H) weight gradient, the columns of some gates.
+    template <class Rows, class Piece>
+    void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, int64_t K, const float* right,
+                     int64_t right_stride, int first_gate, int last_gate, int thread, Rows row, Piece piece) {
+        const int64_t H = d.H;
+        transposed_product(
+            tiles, first, last, K, right, right_stride, Gates{first_gate, last_gate, H}, packed + thread * PACKED, row, piece,
+            [&](int64_t m, int R, int gate, int64_t column) RNGRU_LAMBDA {
+                for (int i = 0; i < R; ++i) prefetch_write(dW + (m + i) * 3 * H + gate * H + column);
+            },
+            [&](auto inside, int64_t m, int R, int gate, int64_t column, const float* c, bool add) RNGRU_LAMBDA {
+                constexpr bool whole = decltype(inside)::value;
+                float* to = dW + m * 3 * H + gate * H + column;
+                for (int i = 0; i < R; ++i, c += PW, to += 3 * H)
+                    for (int j = 0; j < PW; j += W) {
+                        const int64_t left = H - column - j;
+                        V v = load(c + j);
+                        if (add) v += load<whole>(to + j, left);
+                        store<whole>(to + j, v, left);
+                    }
+            });
+    }
+
+    // out (count, K) = dG (count, 3H) U^T, rows [from, to). Meanwhile the rows `ahead` from there come nearer: a
+    // processor foresees long runs of memory by itself, not the short ones in so many panels.
+    void input_rows(int64_t from, int64_t to, int64_t ahead, Left dG, float* out) {
+        const int64_t K = d.K, chunks = 3 * d.np, tiles = ((to - from + MR - 1) / MR) * (KP / PW);
+        const float* const coming = dG.p + (from + ahead) * dG.rows;
+        int64_t tile = 0, chunk = ahead ? 0 : chunks;
+        product(
+            from, to, 3 * d.HP, dG, Ut, one_matrix(K),
+            [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
+                for (int i = 0; i < R; ++i) prefetch_write(out + (row + i) * K + column);
+                for (++tile; chunk < chunks && chunk * tiles < tile * chunks; ++chunk)
+                    for (int64_t i = 0; i < (to - from) * PW; i += 16)
+                        __builtin_prefetch(coming + chunk * dG.chunks + i, 0, 2);
+            },
+            [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
+                constexpr bool whole = decltype(inside)::value;
+                for (int i = 0; i < R; ++i, ++row, c += PW)
+                    for (int j = 0; j < PW; j += W)
+                        store<whole>(out + row * K + column + j, load(c + j), K - column - j);
+            });
+    }
+
+    static void nothing(const float*, int64_t, int64_t, int, int64_t) {}
+
+    // dX, dU and dW, with no wait between them. What sees all of dG first adds it up: the first tiles of dW.
+    void large_products(int threads, const Characters& characters) {
+        Timer timer(WEIGHTS);
+        const bool vectors = l.input == RNGRU_VECTORS;
+        const int64_t blocks = (d.TB + MR - 1) / MR;
+        const Tiles inputs(d.K), states(d.H);
+        Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache(3 * d.HP) / MR), dU(vectors ? inputs.count : 0, 16);
+        Parts dWzr(states.count, 16), dWh(states.count, 16, 2);
+        auto state = [&](int64_t k) { return k < d.B ? l.s0 + k * d.H : l.S + (k - d.B) * d.H; };
+
+        parallel(threads, [&](int thread, int n) {
+            int64_t from, to;
+            auto sum = [&](const float* panel, int64_t k, int64_t count, int gate, int64_t column) {
+                if (from == 0) add_up(panel, k, count, gate, column, characters);
+            };
+            while (dX.take(n, from, to))
+                input_rows(from * MR, to * MR < d.TB ? to * MR : d.TB, (to - from) * MR * n, panels(dG, stride), l.dX);
+            while (dU.take(n, from, to))
+                weight_rows(l.dU, inputs, from, to, d.TB, dG, stride, 0, 3, thread,
+                            [&](int64_t k) { return Row{l.X + k * d.K}; }, nothing);
+            while (dWzr.take(n, from, to))
+                weight_rows(l.dW, states, from, to, d.TB, dG, stride, 0, 2, thread,
+                            [&](int64_t k) { return Row{state(k)}; }, sum);
+            while (dWh.take(n, from, to))
+                weight_rows(l.dW, states, from, to, d.TB, dG, stride, 2, 3, thread,
+                            [&](int64_t k) { return Row{state(k), l.G + k * 3 * d.H + d.H}; }, sum);
+        });
+    }
+
+    // The same for the characters' input vectors: their gradients, and dU.
+    void character_products(int threads, const Characters& characters) {
+        const Tiles inputs(d.K);
+        Parts dX((characters.n + MR - 1) / MR, 4), dU(inputs.count, 8);
+        parallel(threads, [&](int thread, int n) {
+            int64_t from, to;
+            while (dX.take(n, from, to))
+                input_rows(from * MR, to * MR < characters.n ? to * MR : characters.n, 0, panels(sums, characters.n * PW), drows);
+            while (dU.take(n, from, to))
+                weight_rows(l.dU, inputs, from, to, characters.n, sums, characters.n * PW, 0, 3, thread,
+                            [&](int64_t k) { return Row{rows + k * d.K}; }, nothing);
+        });
+    }
+
+    // What belongs to the characters: dE, da and dU, or the rows of dU; 0 for those that do not occur.
+    void character_gradients(int threads, const Characters& characters) {
+        Timer timer(TABLE);
+        if (l.input == RNGRU_ONEHOT) {
+            memset(l.dU, 0, (size_t)(d.K * 3 * d.H) * sizeof(float));
+            for (int64_t i = 0; i < characters.n; ++i)
+                for (int64_t p = 0; p < 3 * d.np; ++p)
+                    for (int j = 0; j < PW; j += W) {
+                        const int64_t gate = p / d.np, column = (p - gate * d.np) * PW + j;
+                        store(l.dU + characters.list[i] * 3 * d.H + gate * d.H + column,
+                              load(sums + (p * characters.n + i) * PW + j), d.H - column);
+                    }
+        } else {
+            character_products(threads, characters);
+            memset(l.dE, 0, (size_t)(l.N * d.K) * sizeof(float));
+            memset(l.da, 0, (size_t)d.K * sizeof(float));
+            for (int64_t i = 0; i < characters.n; ++i)
+                for (int64_t k = 0; k < d.K; k += W) {
+                    const int64_t left = d.K - k;
+                    const V e = load(rows + i * d.K + k, left);
+                    const V de = load(drows + i * d.K + k, left) * (splat(1) - e * e);
+                    store(l.dE + characters.list[i] * d.K + k, de, left);
+                    store(l.da + k, load(l.da + k, left) + de, left);
+                }
+        }
+    }
+};
+}  // namespace
+}  // namespace rngru
+
+int rngru_gru_backward(const rngru_layer* layer) {
+    using namespace rngru;
+    Call call;
+    const rngru_layer& l = *layer;
+    Backward backward(l);
+    const Sizes& d = backward.d;
+    const int threads = threads_for(18. * (double)d.TB * (double)d.H * (double)d.H);
+    if (!backward.reserve(threads)) return 1;
+    Characters characters(l);
+    if (l.input == RNGRU_ENCODED) encode(l, characters, backward.rows);
+    backward.pack_weights(threads);
+    {
+        Timer timer(BACKWARD);
+        parallel(threads < d.B ? threads : (int)d.B,
+                 [&](int thread, int n) { backward.steps(d.B * thread / n, d.B * (thread + 1) / n); });
+    }
+    backward.large_products(threads, characters);
+    if (l.input != RNGRU_VECTORS) backward.character_gradients(threads, characters);
+    return 0;
+}

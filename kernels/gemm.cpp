@@ -1,0 +1,112 @@
+// The micro-kernel, compiled once for each number of rows, and the packing of weights.
+#include "gemm.hpp"
+
+namespace rngru {
+namespace {
+
+// f(Index<0>()), ..., f(Index<n - 1>()): a loop whose counter is a constant in the body. g++ leaves an array of
+// sums that ordinary loops run over in memory at both ends of a tile, 5 % of the time of a short one.
+template <int i>
+struct Index {
+    static constexpr int value = i;
+};
+template <int n, int i = 0, class F>
+RNGRU_INLINE void repeat(F f) {
+    if constexpr (i < n) {
+        f(Index<i>());
+        repeat<n, i + 1>(f);
+    }
+}
+
+template <int R>
+struct Tile {
+    V sum[R][NV];
+
+    template <class F>
+    RNGRU_INLINE void each(F f) {
+        repeat<R>([&](auto i) RNGRU_LAMBDA {
+            repeat<NV>([&](auto v) RNGRU_LAMBDA {
+                f(sum[decltype(i)::value][decltype(v)::value], decltype(i)::value * PW + decltype(v)::value * W);
+            });
+        });
+    }
+    RNGRU_INLINE void clear() {
+        each([](V& sum, int) RNGRU_LAMBDA { sum = splat(0); });
+    }
+    RNGRU_INLINE void get(const float* c) {
+        each([&](V& sum, int at) RNGRU_LAMBDA { sum = load(c + at); });
+    }
+    RNGRU_INLINE void put(float* c) {
+        each([&](V& sum, int at) RNGRU_LAMBDA { store(c + at, sum); });
+    }
+
+    // One step of k: R broadcasts times NV vectors.
+    RNGRU_INLINE void step(const float* a, int64_t rows, const float* b) {
+        V right[NV];
+        repeat<NV>([&](auto v) RNGRU_LAMBDA { right[decltype(v)::value] = load(b + decltype(v)::value * W); });
+        repeat<R>([&](auto i) RNGRU_LAMBDA {
+            const V left = splat(a[decltype(i)::value * rows]);
+            repeat<NV>([&](auto v) RNGRU_LAMBDA { sum[decltype(i)::value][decltype(v)::value] += left * right[decltype(v)::value]; });
+        });
+    }
+};
+
+// The last K steps of a tile, fewer than a chunk; a function of its own: few tiles need it.
+template <int R>
+__attribute__((noinline)) void rest(int64_t K, const float* a, int64_t rows, int64_t ks, const float* b, float* c) {
+    Tile<R> tile;
+    tile.get(c);
+    for (int64_t k = 0; k < K; ++k, a += ks, b += PW) tile.step(a, rows, b);
+    tile.put(c);
+}
+
+template <int R>
+void multiply_rows(int64_t K, const float* a, int64_t rows, int64_t chunks, const float* b, float* c) {
+    Tile<R> tile;
+    tile.clear();
+    for (; K >= PW; K -= PW, a += chunks)
+#pragma GCC unroll 4
+        for (int k = 0; k < PW; ++k, b += PW) tile.step(a + k, rows, b);
+    tile.put(c);
+    if (K > 0) rest<R>(K, a, rows, 1, b, c);
+}
+
+template <int R>
+void multiply_packed_rows(int64_t K, const float* a, const float* b, float* c) {
+    Tile<R> tile;
+    tile.clear();
+    for (; K >= PW; K -= PW)
+#pragma GCC unroll 4
+        for (int k = 0; k < PW; ++k, a += MR, b += PW) tile.step(a, 1, b);
+    tile.put(c);
+    if (K > 0) rest<R>(K, a, 1, MR, b, c);
+}
+}  // namespace
+
+static_assert(MR == 6, "one entry for each number of rows");
+Multiply* const multiply[MR + 1] = {nullptr,          multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
+                                    multiply_rows<4>, multiply_rows<5>, multiply_rows<6>};
+MultiplyPacked* const multiply_packed[MR + 1] = {
+    nullptr,                 multiply_packed_rows<1>, multiply_packed_rows<2>, multiply_packed_rows<3>,
+    multiply_packed_rows<4>, multiply_packed_rows<5>, multiply_packed_rows<6>};
+
+void pack(float* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
+    src += p * PW;
+    for (int64_t k = 0; k < K; ++k, panel += PW, src += ld)
+        for (int v = 0; v < NV; ++v) store(panel + v * W, load(src + v * W, N - p * PW - v * W));
+}
+
+void pack_transposed(float* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
+    const int64_t n = N - p * PW < PW ? N - p * PW : PW;
+    src += p * PW * ld;
+    constexpr int64_t BLOCK = 16;  // 16 columns of each row, a line or two, go to 16 rows of the panel
+    for (int64_t k0 = 0; k0 < K; k0 += BLOCK) {
+        const int64_t kn = K - k0 < BLOCK ? K - k0 : BLOCK;
+        for (int64_t j = 0; j < n; ++j)
+            for (int64_t k = 0; k < kn; ++k) panel[(k0 + k) * PW + j] = src[j * ld + k0 + k];
+        for (int64_t j = n; j < PW; ++j)
+            for (int64_t k = 0; k < kn; ++k) panel[(k0 + k) * PW + j] = 0;
+    }
+    for (int64_t k = K * PW; k < K_padded * PW; ++k) panel[k] = 0;
+}
+}  // namespace rngru

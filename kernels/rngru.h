@@ -1,0 +1,77 @@
+/* RN-GRU's native kernels: the C interface of librngru.so.
+ *
+ * Arrays are float32, row-major and contiguous; indices are int32 and must be in range (the caller checks);
+ * sizes are int64, each at least 1. Dimensions: T steps, B batch rows, H state size, K inputs of a layer,
+ * N rows of E, V vocabulary. Every function may be called from any thread; calls take turns.
+ * Functions that return int give 0, or 1 where memory ran out; outputs are then undefined.
+ * Results do not depend on the number of threads, bit for bit.
+ *
+ *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,pool}.cpp -o librngru.so
+ */
+#ifndef RNGRU_H
+#define RNGRU_H
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#define RNGRU_API __attribute__((visibility("default")))
+
+enum { RNGRU_VECTORS = 0, RNGRU_ONEHOT = 1, RNGRU_ENCODED = 2 };
+
+/* One GRU layer over a sequence. With hard_sigmoid(v) = clip(0.2 v + 0.5, 0, 1), for each step:
+ *   z  = hard_sigmoid(x Uz + s Wz + bz)
+ *   r  = hard_sigmoid(x Ur + s Wr + br)
+ *   h  = tanh(x Uh + (r * s) Wh + bh)
+ *   s' = (1 - z) * h + z * s
+ */
+typedef struct rngru_layer {
+    int64_t T, B, K, H, N;
+    int input;              /* what x is: RNGRU_VECTORS: X; RNGRU_ONEHOT: x U is row x of U;
+                               RNGRU_ENCODED: the vector tanh(E[x] + a) */
+    const float *X;         /* (T, B, K), RNGRU_VECTORS only */
+    const int32_t *x;       /* (T, B), the other two; below K (one-hot) or below N (encoded) */
+    const float *E, *a;     /* (N, K), (K), RNGRU_ENCODED only */
+    const float *s0;        /* (B, H), the state before the first step */
+    const float *U, *W, *b; /* (K, 3H), (H, 3H), (3H); columns in the order z, r, h */
+    float *S;               /* (T, B, H), the states after each step: forward writes, backward reads */
+    float *G;               /* (T, B, 3H), z, r and h of each step: forward writes, backward reads */
+    const float *dS;        /* (T, B, H), gradient of the cost in S */
+    /* What backward writes (it does not add to them): */
+    float *dX;              /* (T, B, K), RNGRU_VECTORS only; may be NULL: not needed */
+    float *dE, *da;         /* (N, K), (K), RNGRU_ENCODED only */
+    float *ds0, *dU, *dW, *db;
+} rngru_layer;
+
+RNGRU_API int rngru_gru_forward(const rngru_layer *layer);
+RNGRU_API int rngru_gru_backward(const rngru_layer *layer);
+
+/* Mean negative log-likelihood, in nats, of the targets y (M) under softmax(S V + c): S (M, H), Wv (H, V),
+ * c (V); and its gradients dS (M, H), dV (H, V), dc (V), or none of them where the three are NULL. */
+RNGRU_API int rngru_softmax_loss(int64_t M, int64_t H, int64_t V, const float *S, const float *Wv, const float *c,
+                                 const int32_t *y, double *loss, float *dS, float *dV, float *dc);
+
+/* RMSProp, in place, on `count` parameters p[i] of n[i] elements with caches m[i] and gradients g[i]:
+ *   g' = clip(g + weightcost[i] p, -clip, clip);  m = decay m + (1 - decay) g'^2
+ *   p -= learnrate g' / sqrt(m + 1e-6)                         (not a number in, not a number out) */
+RNGRU_API int rngru_rmsprop(int64_t count, float *const *p, float *const *m, const float *const *g, const int64_t *n,
+                            const float *weightcost, float learnrate, float decay, float clip);
+
+/* Processors this process may use: affinity and container limits (cgroup quota) respected, at least 1. */
+RNGRU_API int rngru_threads_available(void);
+/* Threads that the next calls use, the caller's included; n < 1: as many as available. Returns the number. */
+RNGRU_API int rngru_set_threads(int n);
+RNGRU_API int rngru_get_threads(void);
+
+/* "AVX-512", "AVX2", "SSE2", "NEON" or "scalar": what the library was compiled for. */
+RNGRU_API const char *rngru_isa(void);
+
+/* Time by phase, wall clock of the calling thread. profile(1) starts from zero, profile(0) stops.
+ * profile_read gives the number of phases; names and seconds may be NULL, or hold that many entries. */
+RNGRU_API void rngru_profile(int on);
+RNGRU_API int rngru_profile_read(const char **names, double *seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

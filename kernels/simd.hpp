@@ -1,0 +1,162 @@
+// What depends on the processor: the vector type, the size of the register tile, a few elementwise
+// functions in vectors, and the mode that flushes denormals. Everything else is written on top of it,
+// with the compiler's vector extensions (g++ and clang), so that one source serves every processor.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#define RNGRU_INLINE inline __attribute__((always_inline))
+
+namespace rngru {
+
+// W floats a vector; a register tile is MR rows by NV vectors: MR * NV accumulators, NV vectors of the
+// right operand and one broadcast must fit the registers (16 on AVX2 and SSE2, 32 on AVX-512 and NEON).
+#if defined(__AVX512F__)
+constexpr int W = 16, NV = 4, MR = 6;
+constexpr const char* ISA = "AVX-512";
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int W = 8, NV = 2, MR = 6;
+constexpr const char* ISA = "AVX2";
+#elif defined(__SSE2__)
+constexpr int W = 4, NV = 2, MR = 6;
+constexpr const char* ISA = "SSE2";
+#elif defined(__ARM_NEON)
+constexpr int W = 4, NV = 4, MR = 6;
+constexpr const char* ISA = "NEON";
+#else
+constexpr int W = 4, NV = 1, MR = 6;
+constexpr const char* ISA = "scalar";
+#endif
+constexpr int PW = W * NV;  // columns of a panel: the width of the register tile
+
+typedef float V __attribute__((vector_size(W * 4)));
+typedef float Vu __attribute__((vector_size(W * 4), aligned(4), may_alias));  // the same, at any address
+typedef int32_t I __attribute__((vector_size(W * 4)));
+
+RNGRU_INLINE V splat(float x) { return x - V{}; }
+RNGRU_INLINE V load(const float* p) { return *(const Vu*)p; }
+RNGRU_INLINE void store(float* p, V v) { *(Vu*)p = v; }
+
+// The first n floats at p (n may exceed W, or be below 1); the others read as 0 and are not touched. With
+// `whole` the caller promises n >= W, and the compiler drops the rest.
+template <bool whole = false>
+RNGRU_INLINE V load(const float* p, int64_t n) {
+    if (whole || n >= W) return load(p);
+    V v = splat(0);
+    if (n > 0) memcpy(&v, p, (size_t)n * sizeof(float));
+    return v;
+}
+template <bool whole = false>
+RNGRU_INLINE void store(float* p, V v, int64_t n) {
+    if (whole || n >= W) store(p, v);
+    else if (n > 0) memcpy(p, &v, (size_t)n * sizeof(float));
+}
+
+// The greater of v and low, the lesser of v and high; v where it is not a number, which is what x86's
+// instructions do with their second operand (g++ 12 makes two instructions of the comparison).
+RNGRU_INLINE V at_least(V v, V low) {
+#if defined(__AVX512F__) && !defined(__clang__)
+    return (V)__builtin_ia32_maxps512_mask(low, v, v, -1, 4);
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    return __builtin_ia32_maxps256(low, v);
+#elif defined(__SSE2__) && !defined(__AVX512F__)
+    return __builtin_ia32_maxps(low, v);
+#else
+    return v < low ? low : v;
+#endif
+}
+RNGRU_INLINE V at_most(V v, V high) {
+#if defined(__AVX512F__) && !defined(__clang__)
+    return (V)__builtin_ia32_minps512_mask(high, v, v, -1, 4);
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    return __builtin_ia32_minps256(high, v);
+#elif defined(__SSE2__) && !defined(__AVX512F__)
+    return __builtin_ia32_minps(high, v);
+#else
+    return v > high ? high : v;
+#endif
+}
+RNGRU_INLINE V clip(V v, V low, V high) { return at_most(at_least(v, low), high); }
+RNGRU_INLINE V hard_sigmoid(V v) { return clip(v * splat(0.2f) + splat(0.5f), splat(0), splat(1)); }
+
+// x P(x^2) / Q(x^2), P of degree 5 and Q of degree 3, the least maximum of the error over |x| < 9, where
+// tanh reaches 1 in float32: 5e-8 before rounding, 2.9e-7 in all (with FMA). A library's tanh takes 40 times as long.
+RNGRU_INLINE V tanh(V x) {
+    x = clip(x, splat(-9), splat(9));
+    const V u = x * x;
+    V p = u * splat(1.78372803e-11f) + splat(-1.25907027e-08f);
+    p = p * u + splat(9.19487684e-06f);
+    p = p * u + splat(2.91196955e-03f);
+    p = p * u + splat(1.29106596e-01f);
+    p = p * u + splat(9.99999762e-01f);
+    V q = u * splat(2.26937686e-04f) + splat(2.37260647e-02f);
+    q = q * u + splat(4.62438941e-01f);
+    q = q * u + splat(1);
+    return clip(x * p / q, splat(-1), splat(1));
+}
+
+// e^x for x <= 0, to 2 ulp; exactly 0 below -87. 2^n is built in the exponent bits, e^(x - n ln 2) is a
+// polynomial (Taylor's, to degree 7, on |x| < 0.35).
+RNGRU_INLINE V exp_negative(V x) {
+    const V round = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
+    const V shifted = x * splat(1.44269504f) + round;
+    const V n = shifted - round;
+    V f = x - n * splat(0.693359375f);
+    f = f - n * splat(-2.12194440e-4f);
+    V p = f * splat(1.f / 5040) + splat(1.f / 720);
+    p = p * f + splat(1.f / 120);
+    p = p * f + splat(1.f / 24);
+    p = p * f + splat(1.f / 6);
+    p = p * f + splat(0.5f);
+    p = p * f + splat(1);
+    p = p * f + splat(1);
+    const V power = (V)(((I)shifted << 23) + 0x3f800000);
+    return x < splat(-87) ? splat(0) : p * power;
+}
+
+RNGRU_INLINE V sqrt(V v) {
+#if defined(__clang__) && __has_builtin(__builtin_elementwise_sqrt)
+    return __builtin_elementwise_sqrt(v);
+#elif defined(__AVX512F__) && !defined(__clang__)
+    return (V)__builtin_ia32_sqrtps512_mask(v, v, -1, 4);
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(__clang__)
+    return __builtin_ia32_sqrtps256(v);
+#elif defined(__SSE2__) && !defined(__AVX2__) && !defined(__clang__)
+    return __builtin_ia32_sqrtps(v);
+#else
+    for (int j = 0; j < W; ++j) v[j] = __builtin_sqrtf(v[j]);
+    return v;
+#endif
+}
+
+// Numbers below 1e-38 take some processors a hundred cycles each: count them as 0 while this lives.
+class FlushDenormals {
+#if defined(__SSE2__)
+    const unsigned before = __builtin_ia32_stmxcsr();
+public:
+    FlushDenormals() { __builtin_ia32_ldmxcsr(before | 0x8040); }
+    ~FlushDenormals() { __builtin_ia32_ldmxcsr(before); }
+#elif defined(__aarch64__)
+    uint64_t before;
+public:
+    FlushDenormals() {
+        __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+        __asm__ volatile("msr fpcr, %0" : : "r"(before | (1u << 24)));
+    }
+    ~FlushDenormals() { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+public:
+    FlushDenormals() {}
+    ~FlushDenormals() {}
+#endif
+    FlushDenormals(const FlushDenormals&) = delete;
+};
+
+RNGRU_INLINE void pause() {
+#if defined(__SSE2__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+}  // namespace rngru

@@ -1,0 +1,231 @@
+"""The native kernels: compiled once from `kernels/` by the engine's C++ compiler, called from the Ops of `ops.py`.
+
+`kernels/` becomes one shared library, kept in the engine's cache directory under a hash of sources, compiler, flags and processor: a
+changed kernel always recompiles, an unchanged one never does, two processes may compile at once. The Ops call it through ctypes, not
+through C code of their own: every Op of C code costs the engine about a second to compile, and needs Python's headers.
+Without a compiler, or with `RN_GRU_KERNELS=numpy` in the environment, the Ops compute with NumPy.
+
+Threads: as many as the process may use, `RN_GRU_THREADS` or `setthreads`. Their number doesn't change a result, bit for bit.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+import engine
+import report
+from errors import checkint
+
+SOURCES = Path(__file__).parent / 'kernels'
+FLAGS = ['-O3', '-std=c++17', '-fPIC', '-pthread', '-fvisibility=hidden']
+MAXTHREADS = 1024
+
+# Sets of x86 features that the kernels are compiled for, best first. What the processor answers decides, not what
+# the compiler takes for native: compilers older than a processor mistake it.
+X86 = [(('avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx2', 'fma'), ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx2', '-mfma']),
+       (('avx2', 'fma'), ['-mavx2', '-mfma'])]
+
+
+class Layer(ctypes.Structure):
+    """`rngru_layer` of kernels/rngru.h."""
+
+    _fields_ = ([(name, ctypes.c_int64) for name in ('T', 'B', 'K', 'H', 'N')] + [('input', ctypes.c_int)]
+                + [(name, ctypes.c_void_p) for name in ('X', 'x', 'E', 'a', 's0', 'U', 'W', 'b', 'S', 'G', 'dS',
+                                                        'dX', 'dE', 'da', 'ds0', 'dU', 'dW', 'db')])
+
+
+@functools.cache
+def library():
+    """The kernels as a ctypes library, compiled if need be, or None where there is no way: then one line has said why."""
+    if os.environ.get('RN_GRU_KERNELS', '').lower() == 'numpy':
+        return None
+    try:
+        return _declared(ctypes.CDLL(str(_compiled())))
+    except (OSError, subprocess.CalledProcessError) as error:
+        report.say(f'Running on NumPy, several times slower than the native kernels: {_why(error)}')
+        return None
+
+
+def setthreads(threads=None):
+    """Use `threads` threads from now on; None: RN_GRU_THREADS or as many as the process may use. Their number.
+
+    Raises TypeError or ValueError for what is no number of threads.
+    """
+    threads = checkthreads(threads)
+    kernels = library()
+    if kernels is None:
+        if threads:
+            report.say(f'threads={threads} changes nothing here: NumPy takes OPENBLAS_NUM_THREADS={threads} in the environment, before Python starts.')
+        return threads
+    return kernels.rngru_set_threads(threads)
+
+
+def checkthreads(threads):
+    """The number of threads asked for by argument or environment as an int, 0: none asked for."""
+    if threads is not None:
+        return checkint('threads', threads, 1, MAXTHREADS)
+    given = os.environ.get('RN_GRU_THREADS', '').strip()
+    if not given:
+        return 0
+    if not given.isdecimal():
+        raise ValueError(f'RN_GRU_THREADS takes a whole number, got {given!r}: correct it or unset it')
+    return checkint('RN_GRU_THREADS', int(given), 1, MAXTHREADS)
+
+
+def describe():
+    """What computes: 'AVX2 kernels, 2 threads' or 'NumPy'."""
+    kernels = library()
+    if kernels is None:
+        return 'NumPy'
+    threads = kernels.rngru_get_threads()
+    return f'{kernels.rngru_isa().decode()} kernels, {threads} thread{"s" * (threads != 1)}'
+
+
+def profile():
+    """Seconds by phase of the kernels' calls since the last call of this function, a dict; the first call starts the clocks."""
+    kernels = library()
+    count = kernels.rngru_profile_read(None, None)
+    names, seconds = (ctypes.c_char_p * count)(), (ctypes.c_double * count)()
+    kernels.rngru_profile_read(names, seconds)
+    kernels.rngru_profile(1)
+    return {name.decode(): value for name, value in zip(names, seconds)}
+
+
+# --- Calls --------------------------------------------------------------------------------------------------------------
+
+def gruforward(source, inputs, S, G):
+    """Fill S (T, B, H) and G (T, B, 3H) from the inputs of `ops.GRU`."""
+    layer, kept = _layer(source, inputs, S, G)
+    _call(library().rngru_gru_forward, ctypes.byref(layer))
+    del kept
+
+
+def grubackward(source, inputs, S, G, dS, gradients):
+    """Fill `gradients`, arrays in the order of the real inputs of `ops.GRU`."""
+    layer, kept = _layer(source, inputs, S, G)
+    dS = np.ascontiguousarray(dS)
+    layer.dS = dS.ctypes.data
+    names = {'vectors': ['dX'], 'onehot': [], 'encoded': ['dE', 'da']}[source] + ['ds0', 'dU', 'dW', 'db']
+    for name, array in zip(names, gradients):
+        setattr(layer, name, array.ctypes.data)
+    _call(library().rngru_gru_backward, ctypes.byref(layer))
+    del kept
+
+
+def softmaxloss(S, V, c, y, gradients=None):
+    """The mean loss of y (T, B) behind S (T, B, H), a float; fills `gradients`, (dS, dV, dc), if given."""
+    S, V, c, y = (np.ascontiguousarray(a) for a in (S, V, c, y))
+    loss = ctypes.c_double()
+    _call(library().rngru_softmax_loss, y.size, *V.shape, S.ctypes.data, V.ctypes.data, c.ctypes.data, y.ctypes.data,
+          ctypes.byref(loss), *(g.ctypes.data for g in gradients or ()), *() if gradients else (None, None, None))
+    return loss.value
+
+
+def rmsprop(params, caches, gradients, weightcosts, learnrate, decay, clip):
+    """One update of every parameter and cache (lists of C-contiguous arrays), in place."""
+    n = len(params)
+    gradients = [np.ascontiguousarray(g) for g in gradients]
+    lists = [(ctypes.c_void_p * n)(*(a.ctypes.data for a in arrays)) for arrays in (params, caches, gradients)]
+    sizes = (ctypes.c_int64 * n)(*(p.size for p in params))
+    weightcosts = np.ascontiguousarray(weightcosts, np.float32)
+    _call(library().rngru_rmsprop, n, *lists, sizes, weightcosts.ctypes.data, float(learnrate), float(decay), clip)
+
+
+def _layer(source, inputs, S, G):
+    """(a Layer that points to the arrays, the arrays that it must not outlive)."""
+    *read, s0, U, W, b = kept = [np.ascontiguousarray(i) for i in inputs]
+    (T, B, H), K = S.shape, U.shape[0]
+    layer = Layer(T=T, B=B, K=K, H=H, N=1, input=('vectors', 'onehot', 'encoded').index(source), S=S.ctypes.data, G=G.ctypes.data,
+                  s0=s0.ctypes.data, U=U.ctypes.data, W=W.ctypes.data, b=b.ctypes.data)
+    if source == 'vectors':
+        layer.X = read[0].ctypes.data
+    else:
+        layer.x = read[0].ctypes.data
+    if source == 'encoded':
+        layer.N, layer.E, layer.a = len(read[1]), read[1].ctypes.data, read[2].ctypes.data
+    return layer, kept
+
+
+def _call(function, *arguments):
+    if function(*arguments):
+        raise MemoryError('the kernels found no memory for a step: use a smaller batchsize, seq_len or network')
+
+
+# --- The library ----------------------------------------------------------------------------------------------------------
+
+def _compiled():
+    """Path of the library, compiled if it isn't in the cache."""
+    compiler = engine.theano.config.cxx
+    if not compiler:
+        raise FileNotFoundError('no C++ compiler')
+    flags = FLAGS + _processorflags()
+    version = subprocess.run([*compiler.split(), '--version'], capture_output=True, check=True).stdout
+    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in ('.cpp', '.hpp', '.h'))
+    digest = hashlib.sha256(repr((compiler, version, flags, [(path.name, path.read_bytes()) for path in sources])).encode()).hexdigest()
+    directory = Path(engine.theano.config.base_compiledir, 'rn-gru')
+    path = directory / f'kernels-{digest[:20]}.so'
+    if path.exists():
+        return path
+    start = time.perf_counter()
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
+        def compiled(source):
+            target = Path(temporary, source.stem + '.o')
+            subprocess.run([*compiler.split(), *flags, '-c', str(source), '-o', str(target)], capture_output=True, text=True, check=True)
+            return str(target)
+        objects = list(pool.map(compiled, (source for source in sources if source.suffix == '.cpp')))
+        target = Path(temporary, path.name)
+        subprocess.run([*compiler.split(), *flags, '-shared', *objects, '-o', str(target)], capture_output=True, text=True, check=True)
+        os.replace(target, path)                # whole or not at all, whoever else compiles
+    where = f' in {directory}, as {engine.nohome}' if engine.nohome else ''
+    report.say(f'Compiled the kernels with {compiler}{where} in {time.perf_counter() - start:.1f} s; once for this machine.')
+    return path
+
+
+def _processorflags():
+    """Compiler flags for the best of our instruction sets that this processor has."""
+    if platform.machine().lower() not in ('x86_64', 'amd64', 'i686'):
+        return []                               # Arm: NEON is part of the base
+    features = _x86features()
+    return next((flags for needed, flags in X86 if features.issuperset(needed)), [])
+
+
+def _x86features():
+    try:
+        return set(re.search(r'^flags\s*:(.*)', Path('/proc/cpuinfo').read_text(), re.M)[1].split())
+    except (OSError, TypeError):                # macOS
+        names = ['machdep.cpu.features', 'machdep.cpu.leaf7_features']
+        if not shutil.which('sysctl'):
+            return set()
+        said = subprocess.run(['sysctl', '-n', *names], capture_output=True, text=True).stdout
+        return set(said.lower().split())
+
+
+def _why(error):
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = [line for line in (error.stderr or '').splitlines() if 'error' in line] or [f'{error.cmd[0]} ended with {error.returncode}']
+        return f'the C++ compiler failed ({lines[0].strip()[:200]}).'
+    if isinstance(error, FileNotFoundError):
+        return 'there is no C++ compiler. `sudo apt install g++` (Debian, Ubuntu) or `xcode-select --install` (macOS) brings one.'
+    return f'the kernels could not be made ready ({error}).'
+
+
+def _declared(kernels):
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    kernels.rngru_gru_forward.argtypes = kernels.rngru_gru_backward.argtypes = [ctypes.POINTER(Layer)]
+    kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
+    kernels.rngru_rmsprop.argtypes = [size, pointer, pointer, pointer, pointer, pointer] + [ctypes.c_float] * 3
+    kernels.rngru_isa.restype = ctypes.c_char_p
+    kernels.rngru_profile.restype = None
+    return kernels
