@@ -33,12 +33,14 @@ def main():
         with tempfile.TemporaryDirectory() as directory:
             srcfile = Path(directory) / 'library.txt'
             srcfile.write_text(librarysources(), encoding='utf-8')
-            ms = ModelState.initfromsrcfile(srcfile, WORKDIR, seq_len=50, layers=2, state_size=128, learnrate=0.003, seed=1)
-    ms.trainmodel(num_rounds=2, batchsize=50, train_len=400, valid_len=40, print_every=200)
+            ms = ModelState.initfromsrcfile(srcfile, WORKDIR, layers=2, state_size=128, seed=1)
+    for learnrate in (0.004, 0.002, 0.0007):      # large steps first, then small ones
+        ms.hyper.learnrate = learnrate
+        ms.trainmodel(batchsize=32, train_len=350, valid_len=20, print_every=350)
     print('\nIt writes:\n')
-    generatestring(ms, 800, temp=0.5)
-    print(f"\nGo on in the shell (`make shell`):\n    ms = ModelState.load('{WORKDIR.name}')\n    ms.trainmodel(batchsize=50, valid_len=40)\n"
-          '    generatestring(ms, 1000, temp=0.5)')
+    generatestring(ms, 800, temp=0.8)
+    print(f"\nGo on in the shell (`make shell`):\n    ms = ModelState.load('{WORKDIR.name}')\n    ms.trainmodel(batchsize=32, valid_len=40)\n"
+          '    generatestring(ms, 1000, temp=0.8)')
 
 
 if __name__ == '__main__':

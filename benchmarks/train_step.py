@@ -1,6 +1,6 @@
-"""Time of a whole training step: ours, PyTorch's nn.GRU, and the machine's own matrix product, side by side.
+"""Time of a whole training step: ours, native and on NumPy, PyTorch's nn.GRU, and the machine's own matrix product, side by side.
 
-    python benchmarks/train_step.py [--settings 2x128xB50xT50 3x256xB16xT100 ...] [--vocab 65] [--threads 2] [--repeats 9]
+    python benchmarks/train_step.py [--settings 2x128xB50xT50 3x256xB16xT100 ...] [--vocab 65] [--threads 2] [--repeats 9] [--profile]
 
 Each contender runs in a process of its own and is asked for a few steps in turn, so that all meet the same noise and
 no two thread pools are awake at once. Medians. GFLOP/s count what the mathematics needs, ((36 L - 18) H^2 + 6 H V) B T
@@ -42,6 +42,12 @@ def ours(L, H, B, T, V):
     return lambda: train._step(ms, B, ms.data.batchepoch(B))
 
 
+def numpyops(*setting):
+    """The same by the Ops' NumPy, as where there is no compiler."""
+    os.environ['RN_GRU_KERNELS'] = 'numpy'
+    return ours(*setting)
+
+
 def pytorch(L, H, B, T, V):
     """The same with torch.nn: embedding, tanh, GRU, output, loss, backward, clip by value, RMSprop."""
     import torch
@@ -75,7 +81,7 @@ def sgemm(L, H, B, T, V):
     return lambda: np.dot(a, a, out=out)
 
 
-CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'pytorch': pytorch}
+CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
 
 
 def _worker(name, setting, connection):
@@ -124,6 +130,7 @@ def main():
     parser.add_argument('--vocab', type=int, default=65)
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--repeats', type=int, default=9, help='turns of 5 steps each')
+    parser.add_argument('--profile', action='store_true', help='also where the time of the native steps goes, phase by phase')
     args = parser.parse_args()
     for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'RN_GRU_THREADS'):
         os.environ[variable] = str(args.threads)
@@ -140,6 +147,20 @@ def main():
         for name, seconds in times.items():
             ratio = f'{times["pytorch"] / seconds:11.2f}' if 'pytorch' in times else ''
             print(f'  {name:16}{seconds * 1e3:12.1f}{flop / seconds / 1e9:10.1f}{flop / seconds / peak:8.0%}{ratio}')
+        if args.profile:
+            for phase, seconds in _profile((L, H, B, T, args.vocab)).items():
+                print(f'    {phase:24}{seconds * 1e3:8.2f} ms{seconds / times["ours"]:8.0%}')
+
+
+def _profile(setting, steps=10):
+    """Mean seconds a step by phase of the kernels, measured in this process."""
+    import native
+    step = ours(*setting)
+    step()
+    native.profile()
+    for _ in range(steps):
+        step()
+    return {phase: seconds / steps for phase, seconds in native.profile().items()}
 
 
 def _processor():

@@ -388,7 +388,8 @@ def forge(path, descr="'<f4'", shape='(3, 4)', data=b'\0' * 48, order='False', n
     dict(shape='(' + '9' * 5000 + ',)'), dict(shape='(-3, 4)'), dict(shape="__import__('os')"), dict(shape='(3, 5)'),
     dict(shape='(3, 3)'), dict(descr="'|O'"), dict(descr="[('a', '<f4')]"), dict(descr="'<f3'"), dict(descr="'<U4'"),
     dict(order='None'), dict(shape='(' * 3000), dict(magic=b'\x93NUMPY\x03\x00'), dict(magic=b'\x93NUMPX\x01\x00'),
-    dict(data=b''), dict(compression=zipfile.ZIP_DEFLATED), dict(compression=zipfile.ZIP_DEFLATED, data=bytes(10**7), shape='(1250000,)', descr="'<f8'"),
+    dict(data=b''), dict(compression=zipfile.ZIP_DEFLATED),
+    dict(compression=zipfile.ZIP_DEFLATED, data=bytes(10**7), shape='(1250000,)', descr="'<f8'"),
     dict(name='format.npy'), dict(data=pickle.dumps(Evil('/tmp/never')), descr="'|O'", shape='()')],
     ids=lambda forged: str(forged)[:40])
 @pytest.mark.filterwarnings('ignore:Duplicate name')
