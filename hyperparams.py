@@ -3,10 +3,15 @@
 import difflib
 import math
 import numbers
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 
 from errors import checkint
+
+
+def _hyper(default, comment, low, high=math.inf, islowallowed=True):
+    """A field with its comment and its range: low <= value < high, or low < value < high."""
+    return field(default=default, metadata={'comment': comment, 'low': low, 'high': high, 'islowallowed': islowallowed})
 
 
 @dataclass
@@ -21,17 +26,17 @@ class HyperParams:
     wrong type raises TypeError, one out of range ValueError.
     """
 
-    layers: int = 1                 # GRU layers, one upon the other
-    state_size: int = 128           # H, units of a layer
-    learnrate: float = 0.001        # RMSProp's step size
-    decay: float = 0.95             # of RMSProp's running mean of squared gradients, a step
-    regcost: float = 0.0            # L2 penalty: regcost / 2 * the squared weights, beside a batch's summed loss
+    layers: int = _hyper(1, 'GRU layers, one upon the other', 1, 1001)
+    state_size: int = _hyper(128, 'H, units of a layer', 1, 100_001)
+    learnrate: float = _hyper(0.001, "RMSProp's step size", 0, islowallowed=False)
+    decay: float = _hyper(0.95, "of RMSProp's running mean of squared gradients, a step", 0, 1)
+    regcost: float = _hyper(0.0, "L2 penalty: regcost / 2 * the sum of the squared weights, beside a batch's summed loss", 0)
 
     def __setattr__(self, name, value):
-        if name not in _RANGES:
+        if name not in _FIELDS:
             raise AttributeError(_unknown(name))
-        value = _checked(name, value)
-        if name in ('layers', 'state_size') and getattr(self, name) != value and name in vars(self):
+        value = _checked(_FIELDS[name], value)
+        if name in ('layers', 'state_size') and name in vars(self) and getattr(self, name) != value:
             raise AttributeError(f'{name} is {getattr(self, name)} for good, it shapes the network: make a new model for {name}={value}')
         super().__setattr__(name, value)
 
@@ -40,21 +45,23 @@ class HyperParams:
         return asdict(self)
 
 
-# Type, smallest and largest value, and whether the smallest itself is allowed.
-_RANGES = {'layers': (int, 1, 1000, True), 'state_size': (int, 1, 100_000, True), 'learnrate': (float, 0, math.inf, False),
-           'decay': (float, 0, 1, True), 'regcost': (float, 0, math.inf, True)}
+_FIELDS = {f.name: f for f in fields(HyperParams)}
+HyperParams.__doc__ += '\n' + ''.join(f'    {f"{name}={f.default}":18}{f.metadata["comment"]}\n' for name, f in _FIELDS.items())
 
 
-def _checked(name, value):
-    kind, low, high, lowallowed = _RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
-        raise TypeError(f'{name} takes {"a whole number" if kind is int else "a number"}, got {value!r}')
-    if kind is int:
-        return checkint(name, value, low, high)
-    value = float(value)
-    if not (low <= value < high) or (value == low and not lowallowed):
-        wanted = f'{"at least" if lowallowed else "more than"} {low}' + (f' and below {high}' if high < math.inf else ' and finite')
-        raise ValueError(f'{name} must be {wanted}, got {value}')
+def _checked(f, value):
+    low, high, islowallowed = (f.metadata[name] for name in ('low', 'high', 'islowallowed'))
+    if isinstance(f.default, int):
+        return checkint(f.name, value, low, high - 1)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f'{f.name} takes a number, got {value!r}')
+    try:
+        value = float(value)
+    except OverflowError:           # of an int with hundreds of digits
+        value = math.inf
+    if not (low < value < high or value == low and islowallowed):
+        wanted = f'{"at least" if islowallowed else "more than"} {low}' + (f' and below {high}' if high < math.inf else ' and finite')
+        raise ValueError(f'{f.name} must be {wanted}, got {value}')
     return value
 
 
@@ -65,15 +72,14 @@ def nearest(name, names):
 
 
 def _unknown(name):
-    names = [f.name for f in fields(HyperParams)]
-    return f'no hyperparameter is called {name!r}{nearest(name, names) or ":"} There are {", ".join(names)}'
+    return f'no hyperparameter is called {name!r}{nearest(name, _FIELDS) or ":"} There are {", ".join(_FIELDS)}'
 
 
 def _withnames(init):
     @wraps(init)
     def __init__(self, *args, **hyper):
         for name in hyper:
-            if name not in _RANGES:
+            if name not in _FIELDS:
                 raise TypeError(_unknown(name))
         init(self, *args, **hyper)
     return __init__

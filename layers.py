@@ -4,6 +4,7 @@ Graph-building methods take and give Theano expressions and compile nothing; the
 properties, built when they are first asked for. Letters as in `ops`: `T` steps, `B` rows, `H` state size, `V` vocabulary, `L` layers.
 """
 
+import os
 import time
 from functools import cached_property
 
@@ -29,8 +30,12 @@ class ModelParams:
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
 
     def __init__(self, vocab, layers, state_size, seed):
-        """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from."""
+        """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from. MemoryError for a network beyond this machine."""
         self.vocab, self.layers, self.state_size = vocab, layers, state_size
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        if 12 * self.numparams > memory:            # a parameter, its cache and its gradient
+            raise MemoryError(f'a network of {layers} x {state_size} has {self.numparams:,} parameters, which take {12 * self.numparams / 1e9:,.0f} GB '
+                              f'to train, and this machine has {memory / 1e9:,.0f} GB: use a smaller state_size or fewer layers')
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
         self.params, self.caches = {}, {}
         for name, shape in self.shapes().items():

@@ -240,7 +240,8 @@ HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeE
          ({'regcost': -1}, ValueError, '-1'), ({'regcost': 1j}, TypeError, '1j'), ({'seed': -1}, ValueError, '-1'),
          ({'seed': 1.5}, TypeError, '1.5'), ({'seq_len': 0}, ValueError, '0'), ({'seq_len': 'x'}, TypeError, 'x'),
          ({'modeltype': 'GRUencode'}, ValueError, 'GRUEncode'), ({'modeltype': None}, ValueError, 'None'),
-         ({'encoding': 'utf-9'}, LookupError, 'utf-9'), ({'seq_len': 10 ** 6}, ValueError, '1000000')]
+         ({'encoding': 'utf-9'}, LookupError, 'utf-9'), ({'seq_len': 10 ** 6}, ValueError, '1000000'),
+         ({'learnrate': 10 ** 400}, ValueError, 'inf'), ({'layers': 1000, 'state_size': 100_000}, MemoryError, '1000 x 100000')]
 
 
 @pytest.mark.parametrize('options, error, said', HYPER)
