@@ -7,7 +7,7 @@ demo: .venv/ready
 	@.venv/bin/python demo.py
 
 shell: .venv/ready
-	@.venv/bin/python -i rn_rnn_char.py
+	@.venv/bin/python -i rn_rnn_char.py || true
 
 test: .venv/ready-test .venv-theano/ready
 	@echo "Tests on PyTensor:"

@@ -87,11 +87,9 @@ class WorkDir:
                     directory.mkdir()
                     syncdir(directory.parent)
                 before = os.listdir(self.path)          # from here on there is something to undo
-                with Staged(self.path / 'probe'):      # whether a file can be made is known by making one
-                    pass
             except OSError as err:
-                raise WorkDirError(f"'{self.path}' cannot be used as a working directory ({reason(err)}): "
-                                   "name one that can be written") from err
+                raise self._unusable(err) from err
+            self.checkwritable()
             yield self
         except BaseException:
             for name in set(os.listdir(self.path)).difference(before) if before is not None else ():
@@ -102,6 +100,18 @@ class WorkDir:
                 with contextlib.suppress(OSError):              # not empty: another's
                     directory.rmdir()
             raise
+
+    def checkwritable(self):
+        """WorkDirError where no file can be made here, which is known by making one."""
+        try:
+            with Staged(self.path / 'probe'):
+                pass
+        except OSError as err:
+            raise self._unusable(err) from err
+
+    def _unusable(self, err):
+        return WorkDirError(f"'{self.path}' cannot be used as a working directory ({reason(err)}): name one that can be written, "
+                            'or make this one so')
 
     def _refuseused(self, found, names):
         if any(map(_isstate, found)):
@@ -125,6 +135,8 @@ class WorkDir:
                                     "ModelState.initfromsrcfile()") from None
         except NotADirectoryError:
             raise NotADirectoryError(f"'{self.path}' is a file: name the model's directory") from None
+        except PermissionError:
+            raise PermissionError(f"the directory '{self.path}' can't be read: change its permissions") from None
 
     def statefile(self):
         """Path of the model's state file; WorkDirError for none or several, FileNotFoundError for no directory."""
@@ -180,19 +192,25 @@ class WorkDir:
             warnings.warn(str(err), stacklevel=2)
         return found
 
+    def latest(self):
+        """The latest Checkpoint that can be read, or None where none was ever written; CheckpointError where all are damaged."""
+        found, bad = self._scan()
+        if bad and not found:
+            raise bad[-1]
+        for err in bad:
+            warnings.warn(f'{err}; the latest of the others is used', stacklevel=2)
+        return found[-1] if found else None
+
     def checkpoint(self, name=None):
         """The Checkpoint of that name, as checkpoints() lists it, or the latest.
 
         Raises CheckpointError when there is none or it is damaged, ValueError when the name has a directory in it.
         """
         if name is None:
-            found, bad = self._scan()
-            if not found:
-                raise bad[-1] if bad else CheckpointError(
-                    f"'{self.path}' holds no checkpoint yet: train the model to make one")
-            for err in bad:
-                warnings.warn(f'{err}; the latest of the others is used', stacklevel=2)
-            return found[-1]
+            latest = self.latest()
+            if latest is None:
+                raise CheckpointError(f"'{self.path}' holds no checkpoint yet: train the model to make one")
+            return latest
         if type(name) is not str:
             raise TypeError(f'a checkpoint is named by a str, the .name of one of checkpoints(), not by {name!r}')
         if not _isbare(name):

@@ -26,7 +26,7 @@ def librarysources():
 
 
 def main():
-    if (WORKDIR / 'text-v1.npy').exists():
+    if list(WORKDIR.glob('*-state.p')):
         print(f'Going on with the model in {WORKDIR.name}.')
         ms = ModelState.load(WORKDIR)
     else:
@@ -36,7 +36,10 @@ def main():
             ms = ModelState.initfromsrcfile(srcfile, WORKDIR, layers=2, state_size=128, seed=1)
     for learnrate in (0.004, 0.002, 0.0007):      # large steps first, then small ones
         ms.hyper.learnrate = learnrate
+        print(f'\nLearning rate {learnrate}:')
         ms.trainmodel(batchsize=32, train_len=350, valid_len=20, print_every=350)
+        if ms.checkpoint.facts['losskind'] == 'training':       # Ctrl-C
+            break
     print('\nIt writes:\n')
     generatestring(ms, 800, temp=0.8)
     print(f"\nGo on in the shell (`make shell`):\n    ms = ModelState.load('{WORKDIR.name}')\n    ms.trainmodel(batchsize=32, valid_len=40)\n"

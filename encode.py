@@ -161,8 +161,14 @@ def _codec(head, encoding):
     return ('utf-8' if name == 'utf-8-sig' else name), 3 * head.startswith(codecs.BOM_UTF8)
 
 
+def checksource(srcfile, encoding=None):
+    """Refuse, without reading it, what can be no text: as `encodefile` does."""
+    _checkencoding(encoding)
+    _opentext(os.fsdecode(srcfile)).close()
+
+
 def _checkencoding(encoding):
-    if not isinstance(encoding, (str, type(None))):
+    if encoding == '' or not isinstance(encoding, (str, type(None))):
         raise TypeError(f"encoding must be a str or None, not {encoding!r}")
     try:
         ''.encode(encoding or 'utf-8')      # refuses what isn't a text encoding, such as base64

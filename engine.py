@@ -17,6 +17,7 @@ import configparser
 import importlib.util
 import logging
 import os
+import shutil
 import stat
 import tempfile
 import warnings
@@ -27,7 +28,7 @@ NAMES = ('pytensor', 'theano')
 def _choose():
     """Name of the engine to import.
 
-    Raises ImportError, in one sentence, when RN_GRU_ENGINE names none or the one it names isn't installed.
+    Raises, in one sentence, ImportError when RN_GRU_ENGINE names none, ModuleNotFoundError when the one it names isn't installed.
     """
     wanted = os.environ.get('RN_GRU_ENGINE')
     if wanted and wanted not in NAMES:
@@ -35,7 +36,7 @@ def _choose():
     for name in (wanted,) if wanted else NAMES:
         if importlib.util.find_spec(name):
             return name
-    raise ImportError(f'this Python has no {wanted or "PyTensor (nor classic Theano)"}')
+    raise ModuleNotFoundError(f'this Python has no {wanted or "PyTensor (nor classic Theano)"}', name=wanted or 'pytensor')
 
 
 def _setflags(name):
@@ -60,7 +61,7 @@ def _setflags(name):
         if key.replace('__', '.') not in given and not files.has_option(section or 'global', option):
             theirs += f'{"," if theirs else ""}{key}={value}'
     os.environ[flags] = theirs
-    return reason
+    return reason if f'base_compiledir={wanted.get("base_compiledir")}' in theirs else ''
 
 
 def _privatedir(name):
@@ -121,6 +122,9 @@ class Op(_Op):
         thunk.inputs, thunk.outputs, thunk.lazy = inputs, outputs, False
         return thunk
 
+
+if theano.config.cxx and not shutil.which(theano.config.cxx) and not shutil.which(theano.config.cxx.split()[0]):
+    theano.config.cxx = ''       # named, but not there: as without one
 
 version = f'{"PyTensor" if name == "pytensor" else "Theano"} {theano.__version__}'
 

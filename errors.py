@@ -4,7 +4,9 @@ Wrong use raises the built-in exception that fits (ValueError, TypeError, FileNo
 these, always with one sentence that says what is wrong, with what value, and what to do.
 """
 
+import math
 import numbers
+import os
 
 
 class RNGRUError(Exception):
@@ -26,10 +28,50 @@ class CheckpointError(WorkDirError):
 def checkint(name, value, low=0, high=None):
     """`value` as an int within low .. high; else TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f'{name} takes a whole number, got {value!r}')
+        raise TypeError(f'{name} takes a whole number, got {short(value)}')
     if value < low or (high is not None and value > high):
-        raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"from {low} to {high:,}"}, got {value}')
+        raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"from {low} to {high:,}"}, got {short(value)}')
     return int(value)
+
+
+def checkreal(name, value, low=-math.inf, high=math.inf, islowallowed=True):
+    """`value` as a float with low <= value < high, or low < value < high; else TypeError or ValueError in one sentence."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f'{name} takes a number, got {short(value)}')
+    try:
+        value = float(value)
+    except OverflowError:           # of an int with hundreds of digits
+        value = math.inf if value > 0 else -math.inf
+    if not (low < value < high or value == low and islowallowed):
+        wanted = f'{"at least" if islowallowed else "more than"} {low}' + (f' and below {high}' if high < math.inf else ' and finite')
+        raise ValueError(f'{name} must be {wanted}, got {value}')
+    return value
+
+
+def checkbool(name, value):
+    """`value` as a bool; else TypeError in one sentence."""
+    if type(value).__name__ not in ('bool', 'bool_'):      # NumPy's too
+        raise TypeError(f'{name} takes True or False, got {short(value)}')
+    return bool(value)
+
+
+def checkpath(name, value):
+    """`value`, a str or a path, as a str with ~ expanded; else TypeError or ValueError in one sentence."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f'{name} takes a path, got {short(value)}')
+    path = os.fsdecode(value)
+    if not path or '\0' in path:
+        raise ValueError(f'{name} takes a path, got {short(path)}')
+    return os.path.expanduser(path)
+
+
+def short(value):
+    """`repr(value)`, however long, in 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:              # Python refuses to write out an int of thousands of digits
+        return 'a number of thousands of digits'
+    return text if len(text) <= 80 else text[:60] + ' ...'
 
 
 def reason(error):

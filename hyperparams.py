@@ -2,11 +2,12 @@
 
 import difflib
 import math
-import numbers
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 
-from errors import checkint
+import numpy as np
+
+from errors import checkint, checkreal
 
 
 def _hyper(default, comment, low, high=math.inf, islowallowed=True):
@@ -26,10 +27,10 @@ class HyperParams:
     wrong type raises TypeError, one out of range ValueError.
     """
 
-    layers: int = _hyper(1, 'GRU layers, one upon the other', 1, 1001)
+    layers: int = _hyper(1, 'GRU layers, one upon the other', 1, 101)
     state_size: int = _hyper(128, 'H, units of a layer', 1, 100_001)
     learnrate: float = _hyper(0.001, "RMSProp's step size", 0, islowallowed=False)
-    decay: float = _hyper(0.95, "of RMSProp's running mean of squared gradients, a step", 0, 1)
+    decay: float = _hyper(0.95, "share of RMSProp's running mean of squared gradients that a step keeps", 0, 1)
     regcost: float = _hyper(0.0, "L2 penalty: regcost / 2 * the sum of the squared weights, beside a batch's summed loss", 0)
 
     def __setattr__(self, name, value):
@@ -53,15 +54,9 @@ def _checked(f, value):
     low, high, islowallowed = (f.metadata[name] for name in ('low', 'high', 'islowallowed'))
     if isinstance(f.default, int):
         return checkint(f.name, value, low, high - 1)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f'{f.name} takes a number, got {value!r}')
-    try:
-        value = float(value)
-    except OverflowError:           # of an int with hundreds of digits
-        value = math.inf
-    if not (low < value < high or value == low and islowallowed):
-        wanted = f'{"at least" if islowallowed else "more than"} {low}' + (f' and below {high}' if high < math.inf else ' and finite')
-        raise ValueError(f'{f.name} must be {wanted}, got {value}')
+    value = checkreal(f.name, value, low, high, islowallowed)
+    with np.errstate(over='ignore'):
+        checkreal(f.name, float(np.float32(value)), low, high, islowallowed)        # what training computes with
     return value
 
 
@@ -71,16 +66,21 @@ def nearest(name, names):
     return f', did you mean {near[0]}?' if near else ''
 
 
-def _unknown(name):
-    return f'no hyperparameter is called {name!r}{nearest(name, _FIELDS) or ":"} There are {", ".join(_FIELDS)}'
+def checknames(names, others=()):
+    """TypeError for the first of `names` that is no hyperparameter's; it names the nearest of those and of `others`."""
+    for name in names:
+        if name not in _FIELDS:
+            raise TypeError(_unknown(name, others))
+
+
+def _unknown(name, others=()):
+    return f'no hyperparameter is called {name!r}{nearest(name, [*_FIELDS, *others]) or ":"} There are {", ".join(_FIELDS)}'
 
 
 def _withnames(init):
     @wraps(init)
     def __init__(self, *args, **hyper):
-        for name in hyper:
-            if name not in _FIELDS:
-                raise TypeError(_unknown(name))
+        checknames(hyper)
         init(self, *args, **hyper)
     return __init__
 

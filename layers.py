@@ -4,8 +4,10 @@ Graph-building methods take and give Theano expressions and compile nothing; the
 properties, built when they are first asked for. Letters as in `ops`: `T` steps, `B` rows, `H` state size, `V` vocabulary, `L` layers.
 """
 
+import math
 import os
 import time
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +16,7 @@ import engine
 import ops
 import report
 from engine import T, theano
+from errors import short
 from sampling import SampleText
 
 
@@ -24,7 +27,7 @@ class ModelParams:
     columns in the order z, r, h (see `ops`); the output layer's `V` (H, V) and `c` (V,); a model type adds its own.
     Initial weights are uniform within +-sqrt(1 / number of rows), biases zero (LeCun et al. 1998, Efficient BackProp, 4.6).
 
-    Memory of a training step with NumPy, bytes: 4 [T B (12 L H + 14 H + 3 V) + 4 P], P = number of parameters.
+    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + 4 P], P = number of parameters; with NumPy up to half as much again.
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
@@ -32,13 +35,11 @@ class ModelParams:
     def __init__(self, vocab, layers, state_size, seed):
         """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from. MemoryError for a network beyond this machine."""
         self.vocab, self.layers, self.state_size = vocab, layers, state_size
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        if 12 * self.numparams > memory:            # a parameter, its cache and its gradient
-            raise MemoryError(f'a network of {layers} x {state_size} has {self.numparams:,} parameters, which take {12 * self.numparams / 1e9:,.0f} GB '
-                              f'to train, and this machine has {memory / 1e9:,.0f} GB: use a smaller state_size or fewer layers')
+        self.checkmemory(vocab, layers, state_size)
+        self.shapes = self.shapesof(vocab, layers, state_size)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
         self.params, self.caches = {}, {}
-        for name, shape in self.shapes().items():
+        for name, shape in self.shapes.items():
             bound = shape[0] ** -0.5
             value = (np.zeros(shape, np.float32) if name[0] in self.BIASES
                      else rng.uniform(-bound, bound, shape).astype(np.float32))
@@ -47,20 +48,33 @@ class ModelParams:
         self.states = [theano.shared(np.zeros((1, state_size), np.float32), f's{l}') for l in range(layers)]
         self.epoch = self.pos = 0
 
-    def shapes(self):
+    @classmethod
+    def shapesof(cls, vocab, layers, state_size):
         """Shape of every parameter, by name, in the order in which their initial values are drawn."""
-        H = self.state_size
-        shapes = dict(self._inputshapes())
-        for l in range(self.layers):
-            shapes[f'U{l}'] = (self.inputsize if l == 0 else H, 3 * H)
+        H = state_size
+        shapes = dict(cls._inputshapes(vocab, H))
+        for l in range(layers):
+            shapes[f'U{l}'] = (vocab if l == 0 and cls.source == 'onehot' else H, 3 * H)
             shapes[f'W{l}'] = (H, 3 * H)
             shapes[f'b{l}'] = (3 * H,)
-        return {**shapes, 'V': (H, self.vocab), 'c': (self.vocab,)}
+        return {**shapes, 'V': (H, vocab), 'c': (vocab,)}
 
-    @property
-    def numparams(self):
+    @classmethod
+    def count(cls, vocab, layers, state_size):
         """How many numbers training adjusts."""
-        return sum(int(np.prod(shape)) for shape in self.shapes().values())
+        return sum(math.prod(shape) for shape in cls.shapesof(vocab, layers, state_size).values())
+
+    @classmethod
+    def checkmemory(cls, vocab, layers, state_size, batchsize=1, seq_len=1):
+        """MemoryError for a network, or for batches of its training, that this machine can't hold."""
+        L, H = layers, state_size
+        count = cls.count(vocab, L, H)
+        needed = 4 * (batchsize * seq_len * (8 * L * H + 8 * H) + 4 * count)
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        if needed > memory:
+            raise MemoryError(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters takes about '
+                              f'{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: use a smaller state_size, batchsize or '
+                              'seq_len, or fewer layers')
 
     def weights(self):
         """Names of the weight matrices, the parameters that regcost shrinks."""
@@ -78,15 +92,23 @@ class ModelParams:
         Raises KeyError for a name that isn't a parameter's, ValueError for a wrong shape or values that aren't numbers; then nothing has changed.
         """
         values = {}
+        if not isinstance(params, Mapping):
+            raise TypeError(f'set_params takes a dict of name -> array, got {short(params)}')
         for name, value in params.items():
             if name not in self.params:
                 raise KeyError(f'no parameter {name!r}: this model has {", ".join(self.params)}')
             try:
+                value = np.asarray(value)
+            except ValueError:                  # lists of unequal lengths
+                value = np.array(None)
+            if value.dtype.kind not in 'iuf':
+                raise ValueError(f'parameter {name} takes an array of real numbers, got {short(params[name])}')
+            with np.errstate(over='ignore'):
                 value = np.array(value, np.float32, order='C')
-            except (TypeError, ValueError):
-                raise ValueError(f'parameter {name} takes an array of numbers, got {type(value).__name__}') from None
-            if value.shape != self.shapes()[name]:
-                raise ValueError(f'parameter {name} has shape {self.shapes()[name]}, got {value.shape}')
+            if not np.isfinite(value).all():
+                raise ValueError(f'parameter {name} takes numbers that float32 holds, got NaN or infinity')
+            if value.shape != self.shapes[name]:
+                raise ValueError(f'parameter {name} has shape {self.shapes[name]}, got {value.shape}')
             values[name] = value
         for name, value in values.items():
             self.params[name].set_value(value, borrow=True)
@@ -108,16 +130,17 @@ class ModelParams:
         caches = {'m' + name: shared.get_value() for name, shared in self.caches.items()}
         return {**self.get_params(), **caches, 'state': self.get_state()}
 
-    def expected(self, batchsize):
+    @classmethod
+    def expected(cls, vocab, layers, state_size, batchsize):
         """Shape and type of each of `arrays()` when a batch has `batchsize` rows: a dict of name -> (shape, dtype)."""
-        shapes = self.shapes()
+        shapes = cls.shapesof(vocab, layers, state_size)
         shapes.update({'m' + name: shape for name, shape in shapes.items()})
-        shapes['state'] = (self.layers, batchsize, self.state_size)
+        shapes['state'] = (layers, batchsize, state_size)
         return {name: (shape, 'float32') for name, shape in shapes.items()}
 
     def set_arrays(self, arrays):
         """Put back what `arrays()` gave; ValueError for a wrong shape, and then nothing has changed."""
-        for name, (shape, _) in self.expected(arrays['state'].shape[1]).items():
+        for name, (shape, _) in self.expected(self.vocab, self.layers, self.state_size, arrays['state'].shape[1]).items():
             if arrays[name].shape != shape:
                 raise ValueError(f'{name} has shape {shape}, got {arrays[name].shape}')
         self.set_params({name: arrays[name] for name in self.params})
@@ -163,7 +186,7 @@ class ModelParams:
         return (loss[0] if gradients else loss), lasts
 
     def cost(self, x, y, s0s, regcost):
-        """What training makes smaller: the loss + regcost / 2 * sum of the squared weight matrices / number of characters."""
+        """What `trainstep` descends on, to build costs of your own beside: the loss + regcost / 2 * sum of the squared weight matrices / number of characters."""
         squares = sum(T.sum(T.sqr(self.params[name])) for name in self.weights())
         return self.loss(x, y, s0s)[0] + regcost / 2 * squares / (y.shape[0] * y.shape[1])
 
@@ -240,12 +263,9 @@ class GRUEncode(ModelParams):
 
     source = 'encoded'
 
-    @property
-    def inputsize(self):
-        return self.state_size
-
-    def _inputshapes(self):
-        return {'E': (self.vocab, self.state_size), 'a': (self.state_size,)}
+    @staticmethod
+    def _inputshapes(vocab, state_size):
+        return {'E': (vocab, state_size), 'a': (state_size,)}
 
     def _firstsource(self, x):
         return [x, self.params['E'], self.params['a']]
@@ -256,11 +276,8 @@ class GRUResize(ModelParams):
 
     source = 'onehot'
 
-    @property
-    def inputsize(self):
-        return self.vocab
-
-    def _inputshapes(self):
+    @staticmethod
+    def _inputshapes(vocab, state_size):
         return {}
 
     def _firstsource(self, x):

@@ -1,7 +1,7 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
+import inspect
 import math
-import numbers
 import os
 import secrets
 from functools import cached_property
@@ -13,9 +13,9 @@ import report
 import train
 from checkpoint import WorkDir
 from dataset import CharSet, DataSet
-from encode import encodefile
-from errors import WorkDirError, checkint
-from hyperparams import HyperParams, nearest
+from encode import checksource, encodefile
+from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
+from hyperparams import HyperParams, checknames, nearest
 from layers import MODELTYPES
 from storage import loadfacts, savefacts
 
@@ -36,7 +36,8 @@ class ModelState:
         ms.restore()                        # parameters back from the last checkpoint, or restore(name) from an earlier one
 
     Attributes: hyper (HyperParams; `ms.hyper.learnrate = 0.0005` holds from the next step on), charset (CharSet), data (DataSet), model
-    (the network: get_params(), set_params(dict), epoch, pos), checkpoint (the last one read or written, or None), seed, workdir.
+    (the network: get_params(), set_params(dict), epoch, pos), checkpoint (the last one read or written, or None), modeltype, numchars,
+    seq_len, seed, workdir. trackneurons(text) tells every neuron's state along a text.
 
     Loss is the mean negative log-likelihood in nats per character; divided by ln 2 it is bits per character.
     """
@@ -59,33 +60,42 @@ class ModelState:
         encoding         of the text; None: UTF-8, or what a byte-order mark says
         seed             int >= 0 from which the initial weights come; None draws one; it is stored
         verbose          False: say nothing
-        **hyper          HyperParams: layers=1, state_size=128, learnrate=0.001, decay=0.95, regcost=0.0
+        **hyper          what help(HyperParams) lists: layers, state_size, learnrate, ...
 
         Nothing is compiled. What can't be right (a missing, empty or binary file, a directory that is taken, a wrong name or value)
         is refused in one sentence, and the disk is left as it was.
         """
-        if modeltype not in MODELTYPES:
-            raise ValueError(f'no model type is called {modeltype!r}{nearest(modeltype, MODELTYPES) or ":"} '
+        if not isinstance(modeltype, str) or modeltype not in MODELTYPES:
+            raise ValueError(f'no model type is called {short(modeltype)}{nearest(modeltype, MODELTYPES) or ":"} '
                              f'There are {" and ".join(MODELTYPES)}')
+        srcfile, modeltype = checkpath('srcfile', srcfile), str(modeltype)
+        directory = WorkDir(checkpath('workdir', workdir))
+        init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
+        checknames(hyper, inspect.signature(cls.initfromsrcfile).parameters)
         hyper = HyperParams(**hyper)
         seq_len = checkint('seq_len', seq_len, 1)
+        MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
         seed = secrets.randbits(48) if seed is None else checkint('seed', seed)
-        with report.quiet(not verbose), WorkDir(workdir).create(DATAFILE) as directory:
+        checksource(srcfile, encoding)
+        with report.quiet(not verbose), directory.create(DATAFILE):
+            report.say(f'Reading {srcfile} ...')
             charset, data, numundecodable = encodefile(srcfile, directory.path / DATAFILE, seq_len, encoding)
             if numundecodable:
-                report.say(f'{numundecodable:,} bytes of {srcfile} could not be decoded and were read as U+FFFD.')
+                report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in {srcfile}, read as U+FFFD: another '
+                           'encoding= may suit it better.')
             ms = cls(directory, modeltype, hyper, charset, data.numchars, seq_len, seed)
             ms.data = data
             ms.model = ms._newmodel()
             savefacts(directory.path / f'{modeltype}-{hyper.layers}x{hyper.state_size}-state.p', {
                 'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': data.numchars,
-                'seq_len': seq_len, 'seed': seed, 'srcfile': os.path.basename(os.fspath(srcfile))})
-            report.say(f'{ms.describe()}.')
+                'seq_len': seq_len, 'seed': seed})
+            report.say(f'{ms._describe()}.')
             if init_checkpoint:
+                report.say('Measuring the untrained loss ...')
                 rows = min(UNTRAINED_ROWS, data.numseqs)
                 steps = min(UNTRAINED_STEPS, data.batchepoch(rows))
                 loss = ms.model.untrainedloss(data.batch(p, rows) for p in range(steps))
-                checkpoint = ms.writecheckpoint(loss, 'untrained', 1)
+                checkpoint = ms._writecheckpoint(loss, 'untrained')
                 report.say(f'Untrained loss {train.lossline(loss)}. Checkpoint {checkpoint.name}')
         return ms
 
@@ -95,30 +105,45 @@ class ModelState:
 
         Nothing is compiled. Raises FileNotFoundError where there is no such directory, WorkDirError where it holds no model or a damaged one.
         """
-        directory = WorkDir(workdir)
+        directory = WorkDir(checkpath('workdir', workdir))
         statefile = directory.statefile()
         facts = loadfacts(statefile)
-        checkpoints = directory.checkpoints()
-        checkpoint = checkpoints[-1] if checkpoints else None
         try:
             if facts['modeltype'] not in MODELTYPES:
                 raise ValueError(f'unknown model type {facts["modeltype"]!r}')
-            return cls(directory, facts['modeltype'], HyperParams(**(checkpoint.facts if checkpoint else facts)['hyper']),
-                       CharSet.fromfacts(facts['charset']), checkint('numchars', facts['numchars'], 1),
-                       checkint('seq_len', facts['seq_len'], 1), checkint('seed', facts['seed']), checkpoint)
+            ms = cls(directory, facts['modeltype'], HyperParams(**facts['hyper']), CharSet.fromfacts(facts['charset']),
+                     checkint('numchars', facts['numchars'], 1), checkint('seq_len', facts['seq_len'], 1), checkint('seed', facts['seed']))
         except (KeyError, TypeError, ValueError) as error:
             raise WorkDirError(f'{statefile} is damaged ({error}): copy it back from a backup, or start anew '
                                'in another directory') from error
+        ms.checkpoint = directory.latest()
+        if ms.checkpoint is not None:
+            ms.hyper, _ = ms._training(ms.checkpoint)
+        return ms
 
     def __repr__(self):
-        at = (f'checkpoint {self.checkpoint.name}' if self.checkpoint else 'no checkpoint yet')
-        return f'<ModelState {self.describe()}; {os.fspath(self.workdir.path)!r}, {at}>'
+        at = f'checkpoint {self.checkpoint.name}' if self.checkpoint else 'no checkpoint yet'
+        return f'<ModelState {self._describe()}; {os.fspath(self.workdir.path)!r}, {at}>'
 
-    def describe(self):
+    def _describe(self):
         """One line: the network, its size, the text's."""
-        numparams = self._newmodel().numparams if 'model' not in vars(self) else self.model.numparams
-        return (f'{self.modeltype} {self.hyper.layers} x {self.hyper.state_size}, {numparams:,} parameters; '
+        count = MODELTYPES[self.modeltype].count(len(self.charset), self.hyper.layers, self.hyper.state_size)
+        return (f'{self.modeltype} {self.hyper.layers} x {self.hyper.state_size}, {count:,} parameters; '
                 f'{self.numchars:,} characters, {len(self.charset):,} different')
+
+    @property
+    def hyper(self):
+        """The HyperParams."""
+        return self._hyper
+
+    @hyper.setter
+    def hyper(self, hyper):
+        if not isinstance(hyper, HyperParams):
+            raise TypeError(f'hyper takes HyperParams, got {short(hyper)}: set one of its fields, as in ms.hyper.learnrate = 0.001')
+        before = vars(self).get('_hyper', hyper)
+        if (hyper.layers, hyper.state_size) != (before.layers, before.state_size):
+            raise ValueError(f'the network has {before.layers} x {before.state_size} units for good, got {hyper.layers} x {hyper.state_size}')
+        self._hyper = hyper
 
     # --- What is read when it is needed ---------------------------------------------------------------------------
 
@@ -129,7 +154,8 @@ class ModelState:
     def model(self):
         """The network (layers.ModelParams) with the last checkpoint's parameters."""
         model = self._newmodel()
-        self._fill(model, self.checkpoint)
+        if self.checkpoint is not None:
+            self._fill(model, self.checkpoint, self._arrays(self.checkpoint))
         return model
 
     @cached_property
@@ -137,13 +163,24 @@ class ModelState:
         """The encoded text (DataSet), memory-mapped."""
         return DataSet.load(self.workdir.path / DATAFILE, self.numchars, self.seq_len, len(self.charset))
 
-    def _fill(self, model, checkpoint):
-        if checkpoint is None:
-            model.set_arrays(self._newmodel().arrays())
-            model.epoch = model.pos = 0
-            return
-        batchsize = checkpoint.facts.get('batchsize')
-        model.set_arrays(self.workdir.loadarrays(checkpoint, model.expected(checkint('batchsize', batchsize, 1))))
+    def _training(self, checkpoint):
+        """(HyperParams, batch size) of a checkpoint; CheckpointError where it doesn't belong to this model."""
+        try:
+            hyper = HyperParams(**checkpoint.facts['hyper'])
+            if (hyper.layers, hyper.state_size) != (self.hyper.layers, self.hyper.state_size):
+                raise ValueError(f'it is of a network of {hyper.layers} x {hyper.state_size}')
+            return hyper, checkint('batchsize', checkpoint.facts['batchsize'], 1)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f'the checkpoint {checkpoint.name} is damaged or of another model ({error}): restore another') from error
+
+    def _arrays(self, checkpoint):
+        """The checkpoint's arrays, checked."""
+        shapes = MODELTYPES[self.modeltype].expected(len(self.charset), self.hyper.layers, self.hyper.state_size, self._training(checkpoint)[1])
+        return self.workdir.loadarrays(checkpoint, shapes)
+
+    @staticmethod
+    def _fill(model, checkpoint, arrays):
+        model.set_arrays(arrays)
         model.epoch, model.pos = checkpoint.epoch, checkpoint.pos
 
     # --- Checkpoints ----------------------------------------------------------------------------------------------
@@ -155,32 +192,51 @@ class ModelState:
     def restore(self, name=None, *, threads=None, verbose=True):
         """Put data and parameters back from the last checkpoint, or the one called `name`, and compile what generates text.
 
-        name: a bare file name, as checkpoints() lists them; with it, learnrate, decay and regcost are that checkpoint's again.
-        threads: of the native kernels; None: RN_GRU_THREADS, or as many as the process may use.
-        Raises CheckpointError where there is none of that name (it lists those that are) or its files are damaged.
+        name: a bare file name, as checkpoints() lists them
+        threads: of the native kernels; None: RN_GRU_THREADS, or as many as the process may use
+        verbose: False: say nothing
+
+        Going to another checkpoint than the one that stands brings back its learnrate, decay and regcost as well. Without any
+        checkpoint the parameters are drawn anew from the seed. Raises CheckpointError where there is none of that name (it lists
+        those that are) or its files are damaged; then nothing has changed.
         """
         native.checkthreads(threads)
+        verbose = checkbool('verbose', verbose)
         with report.quiet(not verbose):
-            checkpoint = self.workdir.checkpoint(name) if name is not None or self.checkpoints() else None
-            if name is not None:
-                hyper = HyperParams(**checkpoint.facts['hyper'])
-            if 'model' in vars(self):
-                self._fill(self.model, checkpoint)
-            self.checkpoint = checkpoint
-            if name is not None:
-                self.hyper = hyper
-            model, _ = self.model, self.data
-            report.say(f'Restored {checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if checkpoint
-                       else 'No checkpoint yet: parameters drawn anew from the seed.')
+            checkpoint = self.workdir.checkpoint(name) if name is not None else self.workdir.latest()
+            self.data
+            model = vars(self).get('model')         # one that is there keeps its compiled functions
+            if checkpoint is None:
+                fresh = self._newmodel()
+                if model is None:
+                    model = fresh
+                model.set_arrays(fresh.arrays())
+                model.epoch = model.pos = 0
+                report.say('No checkpoint yet: parameters drawn from the seed.')
+            else:
+                hyper, _ = self._training(checkpoint)
+                arrays = self._arrays(checkpoint)
+                if model is None:
+                    model = self._newmodel()
+                self._fill(model, checkpoint, arrays)
+                if name is not None or self.checkpoint is None or checkpoint.name != self.checkpoint.name:
+                    self.hyper = hyper
+                report.say(f'Restored {checkpoint.name}: epoch {model.epoch}, position {model.pos}.')
+            self.model, self.checkpoint = model, checkpoint
             native.setthreads(threads)
             model.sampletext, model.allstates
 
-    def writecheckpoint(self, loss, losskind, batchsize, **facts):
-        """Write a checkpoint of the network as it is; the Checkpoint. losskind: 'validation', 'training' or 'untrained'."""
-        model = self.model
+    def _writecheckpoint(self, loss, losskind, **facts):
+        """Write a checkpoint of the network as it is; the Checkpoint. losskind: 'validation', 'training' or 'untrained'.
+
+        Raises FloatingPointError, and writes nothing, where the training has diverged.
+        """
+        model, arrays = self.model, self.model.arrays()
+        if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays.values()):
+            raise FloatingPointError(train.diverged(self))
         self.checkpoint = self.workdir.writecheckpoint(
-            loss, model.epoch, model.pos, {'losskind': losskind, 'batchsize': batchsize, 'hyper': self.hyper.facts(), **facts},
-            model.arrays())
+            loss, model.epoch, model.pos,
+            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), **facts}, arrays)
         return self.checkpoint
 
     # --- Training -------------------------------------------------------------------------------------------------
@@ -209,9 +265,12 @@ class ModelState:
         train_len, valid_len = checkint('train_len', train_len), checkint('valid_len', valid_len)
         print_every = checkint('print_every', print_every)
         native.checkthreads(threads)
+        clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
+        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len)
+        self.workdir.checkwritable()
         with report.quiet(not verbose):
             native.setthreads(threads)
-            train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, bool(clear_state))
+            train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, clear_state)
 
     # --- Generation -----------------------------------------------------------------------------------------------
 
@@ -224,14 +283,11 @@ class ModelState:
 
         The first character is drawn by how often a character begins a line in the source. Raises TypeError or ValueError for a wrong argument.
         """
-        numchars = checkint('numchars', numchars)
-        if isinstance(temp, bool) or not isinstance(temp, numbers.Real):
-            raise TypeError(f'temp takes a number, got {temp!r}')
-        if not 0 <= temp < math.inf:
-            raise ValueError(f'temp must be at least 0 and finite, got {temp}')
-        return self.drawtext(numchars, temp, None if seed is None else checkint('seed', seed))
+        numchars = checkint('numchars', numchars, 0, 10 ** 8)
+        temp = checkreal('temp', temp, 0)
+        return self._drawtext(numchars, temp, None if seed is None else checkint('seed', seed))
 
-    def drawtext(self, numchars, temp, seed):
+    def _drawtext(self, numchars, temp, seed):
         """`sample` with a seed as numpy.random takes it."""
         if not numchars:
             return ''
@@ -246,8 +302,10 @@ class ModelState:
 
     def trackneurons(self, text):
         """The states that reading `text` gives, from a zero state: a float32 array (layer, neuron, character)."""
-        if not isinstance(text, str) or not text:
-            raise TypeError(f'text takes a str of at least one character, got {text!r}')
+        if not isinstance(text, str):
+            raise TypeError(f'text takes a str, got {short(text)}')
+        if not text:
+            raise ValueError('text is empty: give at least one character')
         x = self.charset.encode(text).astype(np.int32)[:, None]
         state = np.zeros((self.hyper.layers, 1, self.hyper.state_size), np.float32)
         return np.stack([S[:, 0, :].T for S in self.model.allstates(x, state)])
@@ -258,4 +316,6 @@ def generatestring(ms, numchars=100, temp=0.5):
 
         generatestring(ms, numchars=3000, temp=0.5)
     """
-    print(ms.sample(numchars, temp))
+    if not isinstance(ms, ModelState):
+        raise TypeError(f'generatestring takes a ModelState first, got {short(ms)}')
+    print(report.printable(ms.sample(numchars, temp)))

@@ -14,6 +14,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -25,11 +26,11 @@ import numpy as np
 
 import engine
 import report
-from errors import checkint
+from errors import checkint, reason
 
 SOURCES = Path(__file__).parent / 'kernels'
 FLAGS = ['-O3', '-std=c++17', '-fPIC', '-pthread', '-fvisibility=hidden']
-MAXTHREADS = 1024
+MAXTHREADS = 256             # as many as the pool has seats for
 
 # Sets of x86 features that the kernels are compiled for, best first. What the processor answers decides, not what
 # the compiler takes for native: compilers older than a processor mistake it.
@@ -45,16 +46,32 @@ class Layer(ctypes.Structure):
                                                         'dX', 'dE', 'da', 'ds0', 'dU', 'dW', 'db')])
 
 
+class NoCompiler(OSError):
+    """The engine knows no C++ compiler."""
+
+
 @functools.cache
 def library():
     """The kernels as a ctypes library, compiled if need be, or None where there is no way: then one line has said why."""
-    if os.environ.get('RN_GRU_KERNELS', '').lower() == 'numpy':
+    wanted = os.environ.get('RN_GRU_KERNELS') or 'native'
+    if wanted not in ('native', 'numpy'):
+        raise ValueError(f"RN_GRU_KERNELS takes 'native' or 'numpy', got {wanted!r}: correct it or unset it")
+    threads = checkthreads(None)
+    if wanted == 'numpy':
         return None
     try:
-        return _declared(ctypes.CDLL(str(_compiled())))
+        path = _compiled()
+        try:
+            kernels = ctypes.CDLL(str(path))
+        except OSError:                         # damaged in the cache
+            path.unlink()
+            kernels = ctypes.CDLL(str(_compiled()))
     except (OSError, subprocess.CalledProcessError) as error:
         report.say(f'Running on NumPy, several times slower than the native kernels: {_why(error)}')
         return None
+    _declare(kernels)
+    kernels.rngru_set_threads(threads)
+    return kernels
 
 
 def setthreads(threads=None):
@@ -93,8 +110,10 @@ def describe():
 
 
 def profile():
-    """Seconds by phase of the kernels' calls since the last call of this function, a dict; the first call starts the clocks."""
+    """Seconds by phase of the kernels' calls since the last call of this function, a dict; the first call starts the clocks. NumPy has none: {}."""
     kernels = library()
+    if kernels is None:
+        return {}
     count = kernels.rngru_profile_read(None, None)
     names, seconds = (ctypes.c_char_p * count)(), (ctypes.c_double * count)()
     kernels.rngru_profile_read(names, seconds)
@@ -113,8 +132,8 @@ def gruforward(source, inputs, S, G):
 
 def grubackward(source, inputs, S, G, dS, gradients):
     """Fill `gradients`, arrays in the order of the real inputs of `ops.GRU`."""
+    S, G, dS = (np.ascontiguousarray(a) for a in (S, G, dS))
     layer, kept = _layer(source, inputs, S, G)
-    dS = np.ascontiguousarray(dS)
     layer.dS = dS.ctypes.data
     names = {'vectors': ['dX'], 'onehot': [], 'encoded': ['dE', 'da']}[source] + ['ds0', 'dU', 'dW', 'db']
     for name, array in zip(names, gradients):
@@ -167,30 +186,36 @@ def _call(function, *arguments):
 def _compiled():
     """Path of the library, compiled if it isn't in the cache."""
     compiler = engine.theano.config.cxx
-    if not compiler:
-        raise FileNotFoundError('no C++ compiler')
+    command = [compiler] if shutil.which(compiler) else shlex.split(compiler)
+    if not command or not shutil.which(command[0]):
+        raise NoCompiler
     flags = FLAGS + _processorflags()
-    version = subprocess.run([*compiler.split(), '--version'], capture_output=True, check=True).stdout
+    version = _run(*command, '--version')
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in ('.cpp', '.hpp', '.h'))
     digest = hashlib.sha256(repr((compiler, version, flags, [(path.name, path.read_bytes()) for path in sources])).encode()).hexdigest()
     directory = Path(engine.theano.config.base_compiledir, 'rn-gru')
     path = directory / f'kernels-{digest[:20]}.so'
     if path.exists():
         return path
+    where = f' into {directory}, as {engine.nohome}' if engine.nohome else ''
+    report.say(f'Compiling the kernels{where}, once for this machine ...')
     start = time.perf_counter()
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
         def compiled(source):
-            target = Path(temporary, source.stem + '.o')
-            subprocess.run([*compiler.split(), *flags, '-c', str(source), '-o', str(target)], capture_output=True, text=True, check=True)
-            return str(target)
+            target = str(Path(temporary, source.stem + '.o'))
+            _run(*command, *flags, '-c', str(source), '-o', target)
+            return target
         objects = list(pool.map(compiled, (source for source in sources if source.suffix == '.cpp')))
         target = Path(temporary, path.name)
-        subprocess.run([*compiler.split(), *flags, '-shared', *objects, '-o', str(target)], capture_output=True, text=True, check=True)
+        _run(*command, *flags, '-shared', *objects, '-o', str(target))
         os.replace(target, path)                # whole or not at all, whoever else compiles
-    where = f' in {directory}, as {engine.nohome}' if engine.nohome else ''
-    report.say(f'Compiled the kernels with {compiler}{where} in {time.perf_counter() - start:.1f} s; once for this machine.')
+    report.say(f'Compiled the kernels with {compiler} in {time.perf_counter() - start:.1f} s.')
     return path
+
+
+def _run(*command):
+    return subprocess.run(command, capture_output=True, text=True, errors='replace', check=True).stdout
 
 
 def _processorflags():
@@ -216,16 +241,15 @@ def _why(error):
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line for line in (error.stderr or '').splitlines() if 'error' in line] or [f'{error.cmd[0]} ended with {error.returncode}']
         return f'the C++ compiler failed ({lines[0].strip()[:200]}).'
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, NoCompiler):
         return 'there is no C++ compiler. `sudo apt install g++` (Debian, Ubuntu) or `xcode-select --install` (macOS) brings one.'
-    return f'the kernels could not be made ready ({error}).'
+    return f'the kernels could not be made ready ({reason(error)}).'
 
 
-def _declared(kernels):
+def _declare(kernels):
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     kernels.rngru_gru_forward.argtypes = kernels.rngru_gru_backward.argtypes = [ctypes.POINTER(Layer)]
     kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
     kernels.rngru_rmsprop.argtypes = [size, pointer, pointer, pointer, pointer, pointer] + [ctypes.c_float] * 3
     kernels.rngru_isa.restype = ctypes.c_char_p
     kernels.rngru_profile.restype = None
-    return kernels

@@ -17,6 +17,8 @@ The GRU is that of Cho et al. 2014 (arXiv:1406.1078), reset before the matrix pr
 The columns of U (K, 3H), W (H, 3H) and b (3H) are in the order z, r, h.
 """
 
+import math
+
 import numpy as np
 
 import native
@@ -28,8 +30,11 @@ EPSILON = 1e-6              # keeps RMSProp's division finite
 
 def _buffer(storage, shape, dtype):
     """The array to write an output into: last call's, where it fits (fresh pages cost as much as the arithmetic)."""
-    if storage[0] is None or storage[0].shape != shape or storage[0].dtype != dtype:
-        storage[0] = np.empty(shape, dtype)
+    if storage[0] is None or storage[0].shape != shape or storage[0].dtype != dtype or not storage[0].flags.c_contiguous:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = np.empty(size + 64, np.uint8)
+        start = -memory.ctypes.data % 64        # whole cache lines: 1 to 2 % of a step
+        storage[0] = memory[start:start + size].view(dtype).reshape(shape)
     return storage[0]
 
 
@@ -157,6 +162,7 @@ class GRUGrad(Op):
 
     def perform(self, node, inputs, outputs):
         *source, s0, U, W, b, S, G, dS = inputs
+        _checkgradient(inputs[:-3], S, G, dS)
         steps, B, H = S.shape
         dtype = s0.dtype
         z, r, h = (G[:, :, i * H:(i + 1) * H] for i in range(3))
@@ -217,6 +223,7 @@ class GRUGrad(Op):
     def kernel(self, node):
         def work(inputs, outputs):
             *inputs, S, G, dS = inputs
+            _checkgradient(inputs, S, G, dS)
             reals = inputs[-len(outputs):]
             gradients = [_buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs, reals)]
             native.grubackward(self.source, inputs, S, G, dS, gradients)
@@ -226,15 +233,23 @@ class GRUGrad(Op):
 def _checklayer(source, s0, U, W, b):
     H = W.shape[0]
     B = source[0].shape[1]
-    if source[0].shape[0] < 1 or s0.shape != (B, H) or W.shape[1] != 3 * H or U.shape[1] != 3 * H or b.shape != (3 * H,):
-        raise ValueError(f'a GRU layer of {H} units takes at least one step, s0 ({B}, {H}), U (inputs, {3 * H}), W ({H}, {3 * H}) '
-                         f'and b ({3 * H},), got {source[0].shape[0]} steps, s0 {s0.shape}, U {U.shape}, W {W.shape} and b {b.shape}')
+    if 0 in source[0].shape or 0 in U.shape or s0.shape != (B, H) or W.shape[1] != 3 * H or U.shape[1] != 3 * H or b.shape != (3 * H,):
+        raise ValueError(f'a GRU layer of {H} units takes at least one step, row and input, s0 ({B}, {H}), U (inputs, {3 * H}), W ({H}, {3 * H}) '
+                         f'and b ({3 * H},), got inputs {source[0].shape}, s0 {s0.shape}, U {U.shape}, W {W.shape} and b {b.shape}')
     if len(source) == 3 and (source[1].shape[1:] != source[2].shape or source[2].shape != U.shape[:1]):
         raise ValueError(f'E {source[1].shape}, a {source[2].shape} and U {U.shape} must agree in the size of an input vector')
     if len(source) == 1 and source[0].ndim == 3 and source[0].shape[2] != U.shape[0]:
         raise ValueError(f'X {source[0].shape} and U {U.shape} must agree in the size of an input vector')
     if source[0].ndim == 2:
         checkindices('characters', source[0], (source[1] if len(source) == 3 else U).shape[0])
+
+
+def _checkgradient(inputs, S, G, dS):
+    source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
+    _checklayer(source, s0, U, W, b)
+    shape, H = (*source[0].shape[:2], len(W)), len(W)
+    if S.shape != shape or dS.shape != shape or G.shape != (*shape[:2], 3 * H):
+        raise ValueError(f'the gradient of a GRU takes S and dS {shape} and G {(*shape[:2], 3 * H)}, got S {S.shape}, dS {dS.shape} and G {G.shape}')
 
 
 def _encode(chars, E, a):
@@ -322,7 +337,7 @@ class SoftmaxLoss(Op):
 
 
 def _checkoutput(S, V, c, y):
-    if S.shape[:2] != y.shape or S.shape[2:] != V.shape[:1] or c.shape != V.shape[1:]:
+    if 0 in S.shape or 0 in V.shape or S.shape[:2] != y.shape or S.shape[2:] != V.shape[:1] or c.shape != V.shape[1:]:
         raise ValueError(f'SoftmaxLoss takes S (T, B, H), V (H, V), c (V,) and y (T, B), '
                          f'got S {S.shape}, V {V.shape}, c {c.shape} and y {y.shape}')
     checkindices('characters', y, len(c))
@@ -382,6 +397,9 @@ class RMSProp(Op):
     def kernel(self, node):
         def work(inputs, outputs):
             params, caches, gradients = (inputs[3 + i * self.n:3 + (i + 1) * self.n] for i in range(3))
+            if inputs[2].shape != (self.n,) or any(not p.shape == m.shape == g.shape for p, m, g in zip(params, caches, gradients)):
+                raise ValueError(f'RMSProp takes {self.n} weightcosts, and a cache and a gradient of the shape of each parameter, got '
+                                 f'{inputs[2].shape} and {[a.shape for a in inputs[3:]]}')
             if not all(a.flags.c_contiguous for a in params + caches):
                 return self.perform(node, inputs, outputs)
             native.rmsprop(params, caches, gradients, inputs[2], inputs[0], inputs[1], CLIP)

@@ -28,8 +28,14 @@ def quiet(silent=True):
 def say(text=''):
     """Print a message for a person, above a progress bar if one is shown."""
     if verbose:
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
+
+
+def printable(text):
+    """`text` with a question mark for each character that standard output can't show."""
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    return text.encode(encoding, 'replace').decode(encoding)
 
 
 class Progress:
@@ -66,4 +72,7 @@ class Progress:
 
 def _onterminal():
     """Whether messages go to a terminal that has a width: some programs' terminals have none, and a bar would show nothing there."""
-    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    try:
+        return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):       # IDLE's shell, say, is a terminal without a file
+        return False

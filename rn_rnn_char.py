@@ -11,10 +11,11 @@ try:
     from errors import RNGRUError
     from model import HyperParams, ModelState, generatestring
 except ImportError as error:
-    if __name__ != '__main__' or error.name not in (None, 'numpy', 'tqdm'):     # None: the engine, see engine.py
+    if __name__ != '__main__' or error.name not in (None, 'numpy', 'pytensor', 'theano', 'tqdm'):   # None: RN_GRU_ENGINE is wrong
         raise
-    print(f'RN-GRU: {error}. Type `make shell` in the project\'s directory, which installs what is needed and opens the shell, '
-          f'or `{sys.executable} -m pip install -r requirements.txt`.', file=sys.stderr, flush=True)
+    way = (f'. Type `make shell` in the project\'s directory, which installs what is needed and opens the shell, or `{sys.executable} -m '
+           'pip install -r requirements.txt`.' if error.name else '.')
+    print(f'RN-GRU: {error}{way}', file=sys.stderr, flush=True)
     os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
 
 __all__ = ['ModelState', 'HyperParams', 'generatestring', 'CharSet', 'DataSet', 'RNGRUError']

@@ -68,5 +68,6 @@ def _draw(logits, temp, uniform):
                                  'checkpoint (ms.checkpoints() lists them) and train on with a smaller learnrate')
     if temp == 0:
         return int(logits.argmax())
-    cumulated = np.cumsum(np.exp((logits - logits.max()) / temp))
+    with np.errstate(over='ignore'):            # a tiny temp: infinitely unlikely
+        cumulated = np.cumsum(np.exp((logits - logits.max()) / temp))
     return int(np.searchsorted(cumulated, uniform * cumulated[-1], side='right'))

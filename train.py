@@ -1,5 +1,6 @@
 """The training loop: rounds of steps, samples on the way, validation, checkpoints, and a Ctrl-C that loses nothing."""
 
+import contextlib
 import math
 import signal
 import threading
@@ -27,7 +28,8 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        report.say('\nCtrl-C: stopping after this step (again: at once) ...')
+        with contextlib.suppress(RuntimeError):         # it came while the progress bar was being written
+            report.say('\nCtrl-C: stopping after this step (again: at once) ...')
 
     def __exit__(self, *exception):
         if self.before is not None:
@@ -39,43 +41,72 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
     model, data = ms.model, ms.data
     epochsteps = data.batchepoch(batchsize)
     train_len, valid_len = train_len or epochsteps, valid_len or epochsteps
+    # Compiled before anything changes, and so that the progress bar starts with the first step.
+    model.trainstep, model.evaluate
+    if print_every:
+        model.sampletext
     _placestate(model, batchsize, clear_state)
-    report.say(f'{ms.describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
-               f'{num_rounds} round{"s" * (num_rounds != 1)} of {train_len:,} steps from epoch {model.epoch}, position {model.pos}; '
-               f'validation on the {valid_len:,} steps behind each'
-               + (', about a third of an epoch\'s training time (valid_len makes it shorter).' if valid_len >= epochsteps else '.'))
-    model.trainstep                             # compiled now, so that the progress bar starts with the first step
-    losses, printed = [], -1
-    with Interrupts() as interrupts:
-        for i in range(num_rounds):
-            title = f'Round {i + 1}/{num_rounds}'
-            progress = report.Progress(title, train_len, batchsize * data.seq_len)
-            roundlosses = []
-            try:
-                while len(roundlosses) < train_len and not interrupts.asked:
-                    if print_every and len(losses) % print_every == 0 and len(losses) != printed:
-                        printed = len(losses)
-                        _printsample(ms, printed)
-                    loss = _step(ms, batchsize, epochsteps)
-                    losses.append(loss)
-                    roundlosses.append(loss)
-                    progress.step(np.mean(roundlosses[-100:]))
-            finally:
-                progress.close()
-            loss = None if interrupts.asked else _validate(ms, batchsize, valid_len, epochsteps, interrupts, title)
-            if interrupts.asked:
-                if roundlosses:
-                    checkpoint = ms.writecheckpoint(float(np.mean(roundlosses)), 'training', batchsize)
-                    report.say(f'Stopped in round {i + 1}, after {len(roundlosses):,} of its {train_len:,} steps: mean training loss '
-                               f'{lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}')
-                else:
-                    report.say(f'Stopped before the first step of round {i + 1}: nothing has changed since the last checkpoint.')
-                return
-            before = ms.checkpoint.loss if ms.checkpoint is not None else math.nan
-            checkpoint = ms.writecheckpoint(loss, 'validation', batchsize, trainloss=float(np.mean(roundlosses)))
-            change = f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than before' if math.isfinite(before) else ''
-            report.say(f'{title}: validation loss {lossline(loss)}{change}; training loss {np.mean(roundlosses):.4f}. '
-                       f'Checkpoint {checkpoint.name}')
+    report.say(f'{ms._describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
+               f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos}; '
+               f'validation on the {_count(valid_len, "step")} behind each'
+               + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if valid_len == epochsteps else '.'))
+    try:
+        with Interrupts() as interrupts:
+            _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts)
+    except (KeyboardInterrupt, FloatingPointError):
+        # In mid-step or diverged: what is in memory is no state to go on from. The next use reads the last checkpoint.
+        vars(ms).pop('model', None)
+        report.say('The model is back at its last checkpoint.' if ms.checkpoint else 'The model is back at its first parameters.')
+        raise
+
+
+def _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts):
+    steps = 0                                   # done since the call of trainmodel
+    for i in range(num_rounds):
+        title = f'Round {i + 1}/{num_rounds}'
+        progress = report.Progress(title, train_len, batchsize * ms.data.seq_len)
+        losses = []
+        try:
+            while len(losses) < train_len and not interrupts.asked:
+                if print_every and steps % print_every == 0:
+                    _printsample(ms, steps)
+                losses.append(_step(ms, batchsize, epochsteps))
+                steps += 1
+                progress.step(np.mean(losses[-100:]))
+        finally:
+            progress.close()
+        loss = None if interrupts.asked else _validate(ms, batchsize, valid_len, epochsteps, interrupts, title)
+        if interrupts.asked and not losses:
+            report.say(f'Stopped before the first step of round {i + 1}: no checkpoint written.')
+            return
+        trainloss = float(np.mean(losses))
+        if interrupts.asked:
+            checkpoint = ms._writecheckpoint(trainloss, 'training')
+            report.say(f'Stopped in round {i + 1}, after {_count(len(losses), "step")} of {train_len:,}: mean training loss '
+                       f'{lossline(trainloss)}. Checkpoint {checkpoint.name}')
+            return
+        change = _change(ms.checkpoint, loss)
+        checkpoint = ms._writecheckpoint(loss, 'validation', trainloss=trainloss)
+        report.say(f'{title}: validation loss {lossline(loss)}{change}; training loss {trainloss:.4f}, at the end {np.mean(losses[-100:]):.4f}. '
+                   f'Checkpoint {checkpoint.name}')
+
+
+def _change(before, loss):
+    """How the validation loss has changed since the checkpoint before, if that has one too."""
+    kind = before and before.facts['losskind']
+    if kind not in ('validation', 'untrained'):
+        return ''
+    return f', {abs(loss - before.loss):.4f} {"less" if loss <= before.loss else "more"} than {"before" if kind == "validation" else "untrained"}'
+
+
+def _count(number, thing):
+    return f'{number:,} {thing}{"s" * (number != 1)}'
+
+
+def diverged(ms):
+    """The sentence for a network whose numbers are none any more."""
+    return (f'the training has diverged at epoch {ms.model.epoch}, position {ms.model.pos}: go on from the last checkpoint, or '
+            f'ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')
 
 
 def lossline(loss):
@@ -86,8 +117,8 @@ def lossline(loss):
 def advance(pos, epoch, state, epochsteps):
     """(pos, epoch, state) behind one step.
 
-    At the epoch's end the rows of `state`, an array or a list of arrays (..., B, H), roll by one: row i goes on where
-    row i - 1 stopped, so that each walks through the whole text.
+    At the epoch's end the rows of `state`, a list of arrays (B, H) or their stack, roll by one: row i goes on where row i - 1
+    stopped, so that each walks through the whole text.
     """
     if pos + 1 < epochsteps:
         return pos + 1, epoch, state
@@ -112,13 +143,12 @@ def _step(ms, batchsize, epochsteps):
     """One step; the loss before its update, nats per character."""
     model, hyper = ms.model, ms.hyper
     loss = model.trainstep(*ms.data.batch(model.pos, batchsize), hyper.learnrate, hyper.decay, hyper.regcost)
-    rollover = model.pos + 1 == epochsteps
-    model.pos, model.epoch, state = advance(model.pos, model.epoch, model.get_state() if rollover else None, epochsteps)
-    if rollover:
-        model.set_state(state)
     if not math.isfinite(loss):
-        raise FloatingPointError(f'the loss became {loss} at epoch {model.epoch}, position {model.pos}: ms.restore() goes back to the '
-                                 f'last checkpoint, and a learnrate below {hyper.learnrate:g} may hold')
+        raise FloatingPointError(diverged(ms))
+    before = model.get_state()
+    model.pos, model.epoch, state = advance(model.pos, model.epoch, before, epochsteps)
+    if state is not before:
+        model.set_state(state)
     return loss
 
 
@@ -127,21 +157,21 @@ def _validate(ms, batchsize, valid_len, epochsteps, interrupts, title):
     model = ms.model
     pos, epoch, state = model.pos, model.epoch, model.get_state()
     progress = report.Progress(f'{title}, validation', valid_len, batchsize * ms.data.seq_len)
-    losses = []
+    total = 0.0
     try:
-        for _ in range(valid_len):
+        for i in range(valid_len):
             if interrupts.asked:
                 return None
             loss, state = model.evaluate(*ms.data.batch(pos, batchsize), state)
             pos, epoch, state = advance(pos, epoch, state, epochsteps)
-            losses.append(loss)
-            progress.step(np.mean(losses))
+            total += loss
+            progress.step(total / (i + 1))
     finally:
         progress.close()
-    return float(np.mean(losses))
+    return total / valid_len
 
 
 def _printsample(ms, step):
     if report.verbose:
-        text = ms.drawtext(SAMPLE_CHARS, SAMPLE_TEMP, np.random.SeedSequence(ms.seed, spawn_key=(1, ms.model.epoch, ms.model.pos)))
+        text = ms._drawtext(SAMPLE_CHARS, SAMPLE_TEMP, np.random.SeedSequence(ms.seed, spawn_key=(1, ms.model.epoch, ms.model.pos)))
         report.say(f'--- sample at step {step:,} ---\n{text}\n---')

@@ -109,6 +109,7 @@ def measure(setting, repeats):
         here, there = context.Pipe()
         process = context.Process(target=_worker, args=(name, setting, there), daemon=True)
         process.start()
+        there.close()                           # so that a worker that dies ends the wait for it
         if (answer := here.recv()) == 'ready':
             workers[name] = here
         else:

@@ -8,7 +8,7 @@
 // FLOP: the steps 6 H^2 T B, dX and dU 6 K H T B each, dW 6 H^2 T B. Bytes: G, S, dS read, dG written, once in
 // the steps (32 H T B); dG read once for dX, and once for each 96 rows of dU and dW, from afar where it does
 // not fit the third-level cache.
-// Scratch, bytes: 4 [3 H T B + 3 H (H + K) + B H + n (2 K + 3 H) + 49664 threads], H padded to a panel.
+// Scratch, bytes: 4 [3 H T B + 3 H (H + K) + B H + n (2 K + 3 H) + 33024 threads], H padded to a panel.
 #include "gru.hpp"
 
 namespace rngru {
@@ -37,8 +37,8 @@ struct Backward {
         take(Ut, l.input == RNGRU_ONEHOT ? 0 : 3 * d.HP * KP);
         take(ds, d.B * d.HP);
         take(dG, 3 * d.np * stride);
-        take(rows, n * d.K);
-        take(drows, n * d.K);
+        take(rows, l.input == RNGRU_ENCODED ? n * d.K : 0);
+        take(drows, l.input == RNGRU_ENCODED ? n * d.K : 0);
         take(sums, n * 3 * d.HP);
         take(packed, PACKED * threads);
     }
@@ -81,6 +81,19 @@ struct Backward {
         float* dG;                // in the first panel
         const int64_t H, gate, stride;  // gate: from one gate of dG to the next
 
+        // What `split` reads, R rows of a panel: near = 2 into the second-level cache, 3 into the first.
+        template <int near>
+        RNGRU_INLINE void fetch(int64_t row, int R, int64_t column) const {
+            const float* g = G + row * 3 * H + column;
+            for (int64_t at = row * H + column; R > 0; --R, g += 3 * H, at += H) {
+                __builtin_prefetch(g, 0, near);
+                __builtin_prefetch(g + H, 0, near);
+                __builtin_prefetch(g + 2 * H, 0, near);
+                __builtin_prefetch(s + at, 0, near);
+                __builtin_prefetch(dS + at, 0, near);
+            }
+        }
+
         // From ds at a place: dz and dh.
         template <bool whole>
         RNGRU_INLINE void split(int64_t row, int64_t column, V ds) const {
@@ -111,12 +124,13 @@ struct Backward {
                 top.split<false>(row, column, v);
             }
         for (int64_t t = d.T - 1; t >= 0; --t) {
-            const Step here = step(t);
+            const Step here = step(t), below = step(t > 0 ? t - 1 : 0);
             product(
                 first, last, HP, panels(here.dG + 2 * here.gate, stride), Wh, one_matrix(H),
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
                     float* const far = here.dG + here.gate + column / PW * here.stride + row * PW;
                     for (int i = 0; i < R * PW; i += 16) prefetch_write(far + i);
+                    below.fetch<2>(row, R, column);  // early: the misses of a tile at once would hold up its own loads
                 },
                 [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
                     constexpr bool whole = decltype(inside)::value;
@@ -135,21 +149,11 @@ struct Backward {
                     }
                 });
             if (t == 0) break;
-            const Step below = step(t - 1);
             product(
                 first, last, 2 * HP, panels(here.dG, stride), Wzr, one_matrix(H),
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
-                    const float* g = below.G + row * 3 * H + column;
-                    const float* s = below.s + row * H + column;
-                    const float* dS = below.dS + row * H + column;
+                    below.fetch<3>(row, R, column);
                     float* const far = below.dG + column / PW * below.stride + row * PW;
-                    for (int i = 0; i < R; ++i, g += 3 * H, s += H, dS += H) {
-                        prefetch(g);
-                        prefetch(g + H);
-                        prefetch(g + 2 * H);
-                        prefetch(s);
-                        prefetch(dS);
-                    }
                     for (int i = 0; i < R * PW; i += 16) {
                         prefetch_write(far + i);
                         prefetch_write(far + 2 * below.gate + i);
@@ -178,44 +182,32 @@ struct Backward {
             });
     }
 
-    // Adds rows [k, k + n) of a panel of dG to db, and in a layer of characters to the sums by character.
-    RNGRU_INLINE void add_up(const float* panel, int64_t k, int64_t n, int gate, int64_t column, const Characters& characters) {
+    // db: adds rows [k, k + n) of a panel.
+    RNGRU_INLINE void add_to_db(const float* panel, int64_t k, int64_t n, int gate, int64_t column) {
         float* const db = l.db + gate * d.H + column;
         const int64_t left = d.H - column;
         for (int j = 0; j < PW; j += W) {
             const V sum = sum_of_rows(panel + j, n);
             store(db + j, k ? load(db + j, left - j) + sum : sum, left - j);
         }
-        if (!characters.slot) return;
-        float* const sum = sums + (gate * d.np + column / PW) * characters.n * PW;
-        if (k == 0) memset(sum, 0, (size_t)(characters.n * PW) * sizeof(float));
+    }
+    // The sums by character: adds rows [k, k + n) of a panel.
+    RNGRU_INLINE void add_to_sums(const float* panel, int64_t k, int64_t n, int gate, int64_t column, const Characters& of) {
+        float* const sum = sums + (gate * d.np + column / PW) * of.n * PW;
+        if (k == 0) memset(sum, 0, (size_t)(of.n * PW) * sizeof(float));
+        const int32_t* const places = of.places + k;
         for (int64_t i = 0; i < n; ++i) {
-            float* const to = sum + characters.slot[l.x[k + i]] * PW;
+            float* const to = sum + places[i] * PW;
             for (int j = 0; j < PW; j += W) store(to + j, load(to + j) + load(panel + i * PW + j));
         }
     }
 
     // Tiles [first, last) of rows of a (., 3H) weight gradient, the columns of some gates.
     template <class Rows, class Piece>
-    void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, int64_t K, const float* right,
-                     int64_t right_stride, int first_gate, int last_gate, int thread, Rows row, Piece piece) {
-        const int64_t H = d.H;
-        transposed_product(
-            tiles, first, last, K, right, right_stride, Gates{first_gate, last_gate, H}, packed + thread * PACKED, row, piece,
-            [&](int64_t m, int R, int gate, int64_t column) RNGRU_LAMBDA {
-                for (int i = 0; i < R; ++i) prefetch_write(dW + (m + i) * 3 * H + gate * H + column);
-            },
-            [&](auto inside, int64_t m, int R, int gate, int64_t column, const float* c, bool add) RNGRU_LAMBDA {
-                constexpr bool whole = decltype(inside)::value;
-                float* to = dW + m * 3 * H + gate * H + column;
-                for (int i = 0; i < R; ++i, c += PW, to += 3 * H)
-                    for (int j = 0; j < PW; j += W) {
-                        const int64_t left = H - column - j;
-                        V v = load(c + j);
-                        if (add) v += load<whole>(to + j, left);
-                        store<whole>(to + j, v, left);
-                    }
-            });
+    RNGRU_INLINE void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, int64_t K, const float* right,
+                                  int64_t right_stride, int first_gate, int last_gate, int thread, Rows row, Piece piece) {
+        transposed_product(tiles, first, last, K, right, right_stride, Gates{first_gate, last_gate, d.H}, dW, 3 * d.H, false,
+                           packed + thread * PACKED, row, piece);
     }
 
     // out (count, K) = dG (count, 3H) U^T, rows [from, to). Meanwhile the rows `ahead` from there come nearer: a
@@ -248,14 +240,16 @@ struct Backward {
         const bool vectors = l.input == RNGRU_VECTORS;
         const int64_t blocks = (d.TB + MR - 1) / MR;
         const Tiles inputs(d.K), states(d.H);
-        Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache(3 * d.HP) / MR), dU(vectors ? inputs.count : 0, 16);
-        Parts dWzr(states.count, 16), dWh(states.count, 16, 2);
+        Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache(3 * d.HP) / MR, 0), dU(vectors ? inputs.count : 0, 16, 0);
+        Parts dWzr(states.count, 16, 0), dWh(states.count, 16, 2);
         auto state = [&](int64_t k) { return k < d.B ? l.s0 + k * d.H : l.S + (k - d.B) * d.H; };
 
         parallel(threads, [&](int thread, int n) {
             int64_t from, to;
             auto sum = [&](const float* panel, int64_t k, int64_t count, int gate, int64_t column) {
-                if (from == 0) add_up(panel, k, count, gate, column, characters);
+                if (from > 0) return;
+                if (vectors) add_to_db(panel, k, count, gate, column);
+                else add_to_sums(panel, k, count, gate, column, characters);
             };
             while (dX.take(n, from, to))
                 input_rows(from * MR, to * MR < d.TB ? to * MR : d.TB, (to - from) * MR * n, panels(dG, stride), l.dX);
@@ -274,7 +268,7 @@ struct Backward {
     // The same for the characters' input vectors: their gradients, and dU.
     void character_products(int threads, const Characters& characters) {
         const Tiles inputs(d.K);
-        Parts dX((characters.n + MR - 1) / MR, 4), dU(inputs.count, 8);
+        Parts dX((characters.n + MR - 1) / MR, 4, 0), dU(inputs.count, 8);
         parallel(threads, [&](int thread, int n) {
             int64_t from, to;
             while (dX.take(n, from, to))
@@ -285,9 +279,12 @@ struct Backward {
         });
     }
 
-    // What belongs to the characters: dE, da and dU, or the rows of dU; 0 for those that do not occur.
+    // What comes from the sums by character: db, and dE, da and dU, or the rows of dU; 0 for those that do not occur.
     void character_gradients(int threads, const Characters& characters) {
         Timer timer(TABLE);
+        for (int gate = 0; gate < 3; ++gate)
+            for (int64_t column = 0; column < d.H; column += PW)
+                add_to_db(sums + (gate * d.np + column / PW) * characters.n * PW, 0, characters.n, gate, column);
         if (l.input == RNGRU_ONEHOT) {
             memset(l.dU, 0, (size_t)(d.K * 3 * d.H) * sizeof(float));
             for (int64_t i = 0; i < characters.n; ++i)

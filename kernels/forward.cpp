@@ -16,20 +16,24 @@ struct Forward {
     float* rs;            // (B, HP): r * s of the current step
     float *rows, *table;  // of the batch's characters: input vectors (n, K), their x U + b (n, 3H)
 
-    static size_t bytes(const rngru_layer& l) {
-        const Sizes d(l);
+    template <class Take>
+    void lay_out(Take take) {
         const int64_t n = Characters::most(l);
-        return Scratch::bytes(3 * d.HP * d.H) + Scratch::bytes(3 * d.HP * d.K) + Scratch::bytes(d.B * d.HP) +
-               Scratch::bytes(n * d.K) + Scratch::bytes(n * 3 * d.H) + Characters::bytes(l);
+        take(Wp, 3 * d.HP * d.H);
+        take(Up, l.input == RNGRU_ONEHOT ? 0 : 3 * d.HP * d.K);
+        take(rs, d.B * d.HP);
+        take(rows, l.input == RNGRU_ENCODED ? n * d.K : 0);
+        take(table, n * 3 * d.H);
     }
 
-    explicit Forward(const rngru_layer& l) : l(l), d(l) {
-        const int64_t n = Characters::most(l);
-        Wp = scratch.take(3 * d.HP * d.H);
-        Up = scratch.take(3 * d.HP * d.K);
-        rs = scratch.take(d.B * d.HP);
-        rows = scratch.take(n * d.K);
-        table = scratch.take(n * 3 * d.H);
+    explicit Forward(const rngru_layer& l) : l(l), d(l) {}
+
+    bool reserve() {
+        size_t bytes = Characters::bytes(l);
+        lay_out([&](float*&, int64_t n) { bytes += Scratch::bytes(n); });
+        if (!scratch.reserve(bytes)) return false;
+        lay_out([&](float*& p, int64_t n) { p = scratch.take(n); });
+        return true;
     }
 
     void pack_weights(int threads) {
@@ -92,7 +96,7 @@ struct Forward {
     }
 
     // All steps of rows [first, last) of the batch: no thread waits for another.
-    void steps(int64_t first, int64_t last, const int32_t* slot) {
+    void steps(int64_t first, int64_t last, const int32_t* places) {
         const int64_t H = d.H, HP = d.HP, B = d.B;
         const float* const table = this->table;
         float* const rs = this->rs;
@@ -100,8 +104,7 @@ struct Forward {
             const float* const s = t ? l.S + (t - 1) * B * H : l.s0;
             float* const S = l.S + t * B * H;
             float* const G = l.G + t * B * 3 * H;
-            const int32_t* const x = l.x + t * B;
-            auto input = [&](int64_t row) RNGRU_LAMBDA { return slot ? table + slot[x[row]] * 3 * H : G + row * 3 * H; };
+            auto input = [&](int64_t row) RNGRU_LAMBDA { return places ? table + places[t * B + row] * 3 * H : G + row * 3 * H; };
 
             product(
                 first, last, H, row_major(s, H), Wp, Gates{0, 2, H},
@@ -154,9 +157,9 @@ int rngru_gru_forward(const rngru_layer* layer) {
     using namespace rngru;
     Call call;
     const rngru_layer& l = *layer;
-    const Sizes d(l);
-    if (!scratch.reserve(Forward::bytes(l))) return 1;
     Forward forward(l);
+    const Sizes& d = forward.d;
+    if (!forward.reserve()) return 1;
     Characters characters(l);
     const int threads = threads_for(6. * (double)d.TB * (double)d.H * (double)d.H);
     forward.pack_weights(threads);
@@ -168,6 +171,6 @@ int rngru_gru_forward(const rngru_layer* layer) {
     }
     Timer timer(FORWARD);
     parallel(threads < d.B ? threads : (int)d.B,
-             [&](int thread, int n) { forward.steps(d.B * thread / n, d.B * (thread + 1) / n, characters.slot); });
+             [&](int thread, int n) { forward.steps(d.B * thread / n, d.B * (thread + 1) / n, characters.places); });
     return 0;
 }

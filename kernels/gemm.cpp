@@ -26,18 +26,18 @@ struct Tile {
     RNGRU_INLINE void each(F f) {
         repeat<R>([&](auto i) RNGRU_LAMBDA {
             repeat<NV>([&](auto v) RNGRU_LAMBDA {
-                f(sum[decltype(i)::value][decltype(v)::value], decltype(i)::value * PW + decltype(v)::value * W);
+                f(sum[decltype(i)::value][decltype(v)::value], decltype(i)::value, decltype(v)::value * W);
             });
         });
     }
     RNGRU_INLINE void clear() {
-        each([](V& sum, int) RNGRU_LAMBDA { sum = splat(0); });
+        each([](V& sum, int, int) RNGRU_LAMBDA { sum = splat(0); });
     }
-    RNGRU_INLINE void get(const float* c) {
-        each([&](V& sum, int at) RNGRU_LAMBDA { sum = load(c + at); });
+    RNGRU_INLINE void add(const float* c, int64_t ld) {
+        each([&](V& sum, int i, int j) RNGRU_LAMBDA { sum += load(c + i * ld + j); });
     }
-    RNGRU_INLINE void put(float* c) {
-        each([&](V& sum, int at) RNGRU_LAMBDA { store(c + at, sum); });
+    RNGRU_INLINE void put(float* c, int64_t ld) {
+        each([&](V& sum, int i, int j) RNGRU_LAMBDA { store(c + i * ld + j, sum); });
     }
 
     // One step of k: R broadcasts times NV vectors.
@@ -53,11 +53,12 @@ struct Tile {
 
 // The last K steps of a tile, fewer than a chunk; a function of its own: few tiles need it.
 template <int R>
-__attribute__((noinline)) void rest(int64_t K, const float* a, int64_t rows, int64_t ks, const float* b, float* c) {
+__attribute__((noinline)) void rest(int64_t K, const float* a, int64_t rows, int64_t ks, const float* b, float* c, int64_t ld) {
     Tile<R> tile;
-    tile.get(c);
+    tile.clear();
+    tile.add(c, ld);
     for (int64_t k = 0; k < K; ++k, a += ks, b += PW) tile.step(a, rows, b);
-    tile.put(c);
+    tile.put(c, ld);
 }
 
 template <int R>
@@ -67,19 +68,20 @@ void multiply_rows(int64_t K, const float* a, int64_t rows, int64_t chunks, cons
     for (; K >= PW; K -= PW, a += chunks)
 #pragma GCC unroll 4
         for (int k = 0; k < PW; ++k, b += PW) tile.step(a + k, rows, b);
-    tile.put(c);
-    if (K > 0) rest<R>(K, a, rows, 1, b, c);
+    tile.put(c, PW);
+    if (K > 0) rest<R>(K, a, rows, 1, b, c, PW);
 }
 
 template <int R>
-void multiply_packed_rows(int64_t K, const float* a, const float* b, float* c) {
+void multiply_packed_rows(int64_t K, const float* a, const float* b, float* c, int64_t ld, bool add) {
     Tile<R> tile;
     tile.clear();
     for (; K >= PW; K -= PW)
 #pragma GCC unroll 4
-        for (int k = 0; k < PW; ++k, a += MR, b += PW) tile.step(a, 1, b);
-    tile.put(c);
-    if (K > 0) rest<R>(K, a, 1, MR, b, c);
+        for (int k = 0; k < PW; ++k, a += PR, b += PW) tile.step(a, 1, b);
+    if (add) tile.add(c, ld);
+    tile.put(c, ld);
+    if (K > 0) rest<R>(K, a, 1, PR, b, c, ld);
 }
 }  // namespace
 

@@ -10,8 +10,6 @@
 #pragma once
 #include <stdint.h>
 
-#include <string.h>
-
 #include "simd.hpp"
 
 namespace rngru {
@@ -27,8 +25,11 @@ inline Left panels(const float* p, int64_t stride) { return {p, PW, stride}; }
 // c (R, PW) = left (R, K) times panel (K, PW), one function for each R.
 typedef void Multiply(int64_t K, const float* p, int64_t rows, int64_t chunks, const float* panel, float* c);
 extern Multiply* const multiply[MR + 1];
-// The same with a left operand packed by k: element (i, k) is p[k * MR + i].
-typedef void MultiplyPacked(int64_t K, const float* left, const float* panel, float* c);
+
+// The same with a left operand packed by k, its rows in whole vectors: element (i, k) is p[k * PR + i]. The rows of c are `ld` apart, and
+// with `add` the product is added to what they hold.
+constexpr int PR = (MR + W - 1) / W * W;
+typedef void MultiplyPacked(int64_t K, const float* left, const float* panel, float* c, int64_t ld, bool add);
 extern MultiplyPacked* const multiply_packed[MR + 1];
 
 inline int64_t whole_panels(int64_t columns) { return (columns + PW - 1) / PW; }
@@ -102,59 +103,84 @@ struct Tiles {
     const int64_t M, count = (M + MR - 1) / MR, least = M / count, more = M % count;
     explicit Tiles(int64_t M) : M(M) {}
     int64_t start(int64_t i) const { return i * least + (i < more ? i : more); }
+    int64_t size(int64_t i) const { return least + (i < more); }
 };
 
 // A row of a left operand that is read by columns: of a matrix, or of the product of two, element by element.
 struct Row {
     const float *a, *times = nullptr;
-    RNGRU_INLINE V at(int64_t m, int64_t left) const { return times ? load(a + m, left) * load(times + m, left) : load(a + m, left); }
+    template <int near>
     RNGRU_INLINE void fetch(int64_t from, int64_t to) const {
         for (int64_t m = from; m < to + 16; m += 16) {
-            __builtin_prefetch(a + m, 0, 2);
-            if (times) __builtin_prefetch(times + m, 0, 2);
+            __builtin_prefetch(a + m, 0, near);
+            if (times) __builtin_prefetch(times + m, 0, near);
         }
     }
 };
 
-// Tiles [first, last), at most TILES of them, of left^T right, where row(k) is row k of the left operand and the
-// right operand's panels have K rows and are `stride` apart.
-// k goes in blocks of KC, so that a block of a panel stays in the first-level cache; the sums are kept in
-// the result, the rows of the next block and the next panel fetched meanwhile: put(inside, row, R, gate, column, c, add) stores c, or adds it. piece(panel, k, n, gate,
-// column) sees rows [k, k + n) of each panel, before they are used and leave the cache again.
-// `packed` holds PACKED floats; its tiles lie an odd number of cache lines apart, since at a multiple of 4096
-// bytes the 16 that are written in turn fell on the same few sets of the cache. Packing costs 2 % at 128
-// columns of the right operand, less at more.
-constexpr int64_t KC = 256, TILES = 32, TILE = KC * MR + 16, PACKED = TILES * TILE;
-template <class Rows, class Piece, class Before, class Put>
-RNGRU_INLINE void transposed_product(const Tiles& tiles, int64_t first, int64_t last, int64_t K, const float* right,
-                                     int64_t stride, Gates gates, float* packed, Rows row, Piece piece, Before before, Put put) {
-    alignas(64) float c[MR * PW];
-    const int64_t np = whole_panels(gates.columns);
-    for (int64_t k0 = 0; k0 < K; k0 += KC) {
-        const int64_t kn = K - k0 < KC ? K - k0 : KC;
-        for (int64_t k = 0; k < kn; ++k) {  // whole vectors: what goes beyond a tile's row is overwritten by the next
-            const Row values = row(k0 + k);
-            float* p = packed + k * MR;
-            for (int64_t i = first; i < last; ++i, p += TILE)
-                for (int j = 0; j < MR; j += W) store(p + j, values.at(tiles.start(i) + j, tiles.M - tiles.start(i) - j));
+// Copies tiles [first, last) of the row to places TILE apart, in whole vectors.
+constexpr int64_t KC = 256, TILES = 16, TILE = KC * PR + 16, PACKED = TILES * TILE;
+template <bool product>
+RNGRU_INLINE void pack_row(const Tiles& tiles, int64_t first, int64_t last, Row row, float* p) {
+    int64_t m = tiles.start(first);
+    for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE)
+        for (int j = 0; j < PR; j += W) {
+            const int64_t left = tiles.M - m - j;
+            V v = load(row.a + m + j, left);
+            if (product) v = v * load(row.times + m + j, left);
+            store(p + j, v);
         }
-        const int64_t next = K - k0 - kn < KC ? K - k0 - kn : KC, all = (gates.last - gates.first) * np * (last - first);
+}
+
+// Tiles [first, last), at most TILES of them, of left^T right, where row(k) is row k of the left operand and the
+// right operand's panels have K rows and are `stride` apart; the result's rows are `ld` apart, its gates side by
+// side. k goes in blocks of KC, so that a block of a panel stays in the first-level cache; the sums of the
+// blocks are added up in the result, and the rows of the next block and the next panel fetched meanwhile.
+// piece(panel, k, n, gate, column) sees rows [k, k + n) of each panel just before they are used.
+// `packed` holds PACKED floats; its tiles lie an odd number of cache lines apart, since at a multiple of 4096
+// bytes the 16 that are written in turn fell on the same few sets of the cache. Packing costs 2 % at 256
+// columns of the right operand, less at more.
+template <class Rows, class Piece>
+RNGRU_INLINE void transposed_product(const Tiles& tiles, int64_t first, int64_t last, int64_t K, const float* right,
+                                     int64_t stride, Gates gates, float* result, int64_t ld, bool add, float* packed, Rows row,
+                                     Piece piece) {
+    const int64_t np = whole_panels(gates.columns), all = (gates.last - gates.first) * np * (last - first);
+    for (int64_t k0 = 0; k0 < K; k0 += KC) {
+        const int64_t kn = K - k0 < KC ? K - k0 : KC, next = K - k0 - kn < KC ? K - k0 - kn : KC;
+        for (int64_t k = 0; k < kn; ++k) {
+            const Row values = row(k0 + k);
+            if (k + 4 < kn) row(k0 + k + 4).template fetch<3>(tiles.start(first), tiles.start(last));
+            if (values.times) pack_row<true>(tiles, first, last, values, packed + k * PR);
+            else pack_row<false>(tiles, first, last, values, packed + k * PR);
+        }
         int64_t fetched = 0, done = 0;  // rows of the next block; tiles of this one
+        const int64_t ahead = kn * PW / (last - first) / 16 * 16 + 16;  // of the next panel, with each tile
         for (int gate = gates.first; gate < gates.last; ++gate)
             for (int64_t column = 0; column < gates.columns; column += PW) {
                 const float* const panel = right + (gate * np + column / PW) * stride + k0 * PW;
+                const float* coming = panel + stride;
                 piece(panel, k0, kn, gate, column);
+                float* c = result + tiles.start(first) * ld + gate * gates.columns + column;
                 for (int64_t i = first; i < last; ++i) {
-                    const int64_t m = tiles.start(i);
-                    const int R = (int)(tiles.start(i + 1) - m);
-                    const int64_t ahead = kn * PW * (i - first) / (last - first), end = ahead + kn * PW / (last - first);
-                    for (int64_t line = ahead; line < end; line += 16) __builtin_prefetch(panel + stride + line, 0, 2);
+                    const int R = (int)tiles.size(i);
+                    for (int64_t end = 0; end < ahead; end += 16) __builtin_prefetch(coming + end, 0, 2);
+                    coming += ahead;
                     for (++done; fetched < next && fetched * all < done * next; ++fetched)
-                        row(k0 + kn + fetched).fetch(tiles.start(first), tiles.start(last));
-                    before(m, R, gate, column);
-                    multiply_packed[R](kn, packed + (i - first) * TILE, panel, c);
-                    if (column + PW <= gates.columns) put(Inside<true>(), m, R, gate, column, (const float*)c, k0 > 0);
-                    else put(Inside<false>(), m, R, gate, column, (const float*)c, k0 > 0);
+                        row(k0 + kn + fetched).template fetch<2>(tiles.start(first), tiles.start(last));
+                    for (int j = 0; j < R; ++j) prefetch_write(c + j * ld);
+                    const float* const left = packed + (i - first) * TILE;
+                    if (column + PW <= gates.columns) {
+                        multiply_packed[R](kn, left, panel, c, ld, add || k0 > 0);
+                    } else {
+                        alignas(64) float part[MR * PW];
+                        multiply_packed[R](kn, left, panel, part, PW, false);
+                        for (int j = 0; j < R; ++j)
+                            for (int64_t n = column; n < gates.columns; ++n) {
+                                float* const to = c + j * ld + n - column;
+                                *to = part[j * PW + n - column] + (add || k0 > 0 ? *to : 0);
+                            }
+                    }
+                    c += R * ld;
                 }
             }
     }

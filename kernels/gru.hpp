@@ -19,18 +19,21 @@ struct Sizes {
 // the first layer's 36 H^2 FLOP a character are saved.
 struct Characters {
     int32_t *slot, *list;
-    int64_t n = 0, all;  // of `all` there are
+    int32_t* places = nullptr;  // (T, B): the slot of each place's character; null in a layer of vectors
+    int64_t n = 0, all;         // of `all` there are
     static int64_t most(const rngru_layer& l) {
         const int64_t all = l.input == RNGRU_ENCODED ? l.N : l.K, places = l.T * l.B;
         return l.input == RNGRU_VECTORS ? 0 : all < places ? all : places;
     }
     static size_t bytes(const rngru_layer& l) {
-        return l.input == RNGRU_VECTORS ? 0 : Scratch::bytes(l.input == RNGRU_ENCODED ? l.N : l.K) + Scratch::bytes(most(l));
+        if (l.input == RNGRU_VECTORS) return 0;
+        return Scratch::bytes(l.input == RNGRU_ENCODED ? l.N : l.K) + Scratch::bytes(most(l)) + Scratch::bytes(l.T * l.B);
     }
-    explicit Characters(const rngru_layer& l) : slot(nullptr), list(nullptr), all(l.input == RNGRU_ENCODED ? l.N : l.K) {
+    explicit Characters(const rngru_layer& l) : all(l.input == RNGRU_ENCODED ? l.N : l.K) {
         if (l.input == RNGRU_VECTORS) return;
         slot = scratch.take<int32_t>(all);
         list = scratch.take<int32_t>(most(l));
+        places = scratch.take<int32_t>(l.T * l.B);
         for (int64_t i = 0; i < all; ++i) slot[i] = -1;
         for (int64_t i = 0; i < l.T * l.B; ++i) slot[l.x[i]] = 0;
         for (int64_t i = 0; i < all; ++i)
@@ -38,6 +41,7 @@ struct Characters {
                 slot[i] = (int32_t)n;
                 list[n++] = (int32_t)i;
             }
+        for (int64_t i = 0; i < l.T * l.B; ++i) places[i] = slot[l.x[i]];
     }
 };
 

@@ -3,7 +3,7 @@
 // FLOP: 2 H V M each for the logits, dS and dV, and about 25 V M for the softmax. Rows go through in passes
 // that bound the memory, and within a pass in blocks: logits, softmax and dS of a block come out of the
 // second-level cache; dV is summed over the rows of the pass, in their order, when all its rows are there.
-// Scratch, bytes: 4 [2 H V + min(M V, max(4M, 256 V)) + M + 49664 threads], V padded to a panel.
+// Scratch, bytes: 4 [2 H V + min(M V, max(4M, 256 V)) + M + 33024 threads], V padded to a panel.
 #include <math.h>
 
 #include "gemm.hpp"
@@ -27,6 +27,8 @@ struct Output {
     float *bias = nullptr;                                  // c; beyond V minus infinity
     float *logits = nullptr, *packed = nullptr;
     double* losses = nullptr;  // of each row: added up in order, whatever the threads
+
+    static constexpr int64_t ROWS = 16 * MR;  // of a block
 
     int64_t rows_of_a_pass() const {
         const int64_t rows = (4 << 20) / VP;
@@ -58,36 +60,48 @@ struct Output {
         });
     }
 
-    // The softmax of a row of the pass, turned into its gradient where that is wanted; gives the row's loss.
-    double softmax(float* row, int32_t target) const {
-        V top = splat(-__builtin_inff());
-        for (int64_t p = 0; p < np; ++p)
-            for (int j = 0; j < PW; j += W) {
-                const V v = load(row + p * stride + j);
-                top = v > top ? v : top;
-            }
-        float most = top[0];
-        for (int j = 1; j < W; ++j) most = top[j] > most ? top[j] : most;
-        float* const chosen = row + target / PW * stride + target % PW;
-        const double log_of_chosen = (double)*chosen - (double)most;
-
-        V sums = splat(0);
-        for (int64_t p = 0; p < np; ++p)
-            for (int j = 0; j < PW; j += W) {
-                const V e = exp_negative(load(row + p * stride + j) - splat(most));
-                store(row + p * stride + j, e);
-                sums += e;
-            }
-        double sum = 0;
-        for (int j = 0; j < W; ++j) sum += (double)sums[j];
-        if (dS) {
-            const V scale = splat((float)(1 / (sum * (double)M)));
+    // The softmax of rows [from, to) of the pass, turned into its gradient where that is wanted, and the loss of
+    // each. In three loops, since a row's maximum, sum and scale wait for each other, but not for other rows'.
+    void softmax(int64_t start, int64_t from, int64_t to) const {
+        float most[ROWS];
+        double sum[ROWS];
+        for (int64_t row = from; row < to; ++row) {
+            const float* const l = logits + row * PW;
+            V top = splat(-__builtin_inff());
             for (int64_t p = 0; p < np; ++p)
-                for (int j = 0; j < PW; j += W) store(row + p * stride + j, load(row + p * stride + j) * scale);
-            *chosen -= (float)(1 / (double)M);
+                for (int j = 0; j < PW; j += W) {
+                    const V v = load(l + p * stride + j);
+                    top = v > top ? v : top;
+                }
+            float m = top[0];
+            for (int j = 1; j < W; ++j) m = top[j] > m ? top[j] : m;
+            most[row - from] = m;
+            losses[start + row] = (double)m - (double)at(row, y[start + row]);
         }
-        return log(sum) - log_of_chosen;
+        for (int64_t row = from; row < to; ++row) {
+            float* const l = logits + row * PW;
+            V sums = splat(0);
+            for (int64_t p = 0; p < np; ++p)
+                for (int j = 0; j < PW; j += W) {
+                    const V e = exp_negative(load(l + p * stride + j) - splat(most[row - from]));
+                    store(l + p * stride + j, e);
+                    sums += e;
+                }
+            double total = 0;
+            for (int j = 0; j < W; ++j) total += (double)sums[j];
+            sum[row - from] = total;
+        }
+        for (int64_t row = from; row < to; ++row) {
+            losses[start + row] += log(sum[row - from]);
+            if (!dS) continue;
+            float* const l = logits + row * PW;
+            const V scale = splat((float)(1 / (sum[row - from] * (double)M)));
+            for (int64_t p = 0; p < np; ++p)
+                for (int j = 0; j < PW; j += W) store(l + p * stride + j, load(l + p * stride + j) * scale);
+            at(row, y[start + row]) -= (float)(1 / (double)M);
+        }
     }
+    float& at(int64_t row, int64_t column) const { return logits[column / PW * stride + row * PW + column % PW]; }
 
     // Logits, loss and dS of rows [from, to) of the pass that begins at row `start`.
     void rows(int64_t start, int64_t from, int64_t to) const {
@@ -98,7 +112,7 @@ struct Output {
                     for (int i = 0; i < R; ++i, to += PW, c += PW)
                         for (int j = 0; j < PW; j += W) store(to + j, load(c + j) + load(bias + column + j));
                 });
-        for (int64_t row = from; row < to; ++row) losses[start + row] = softmax(logits + row * PW, y[start + row]);
+        softmax(start, from, to);
         if (!dS) return;
         float* const out = dS + start * H;
         const int64_t H = this->H;
@@ -117,7 +131,7 @@ struct Output {
     // Tiles [first, last) of dV, summed over the `count` rows of the pass; the first ones see to dc.
     void weight_rows(int64_t start, int64_t count, const Tiles& tiles, int64_t first, int64_t last, int thread) const {
         transposed_product(
-            tiles, first, last, count, logits, stride, one_matrix(V_), packed + thread * PACKED,
+            tiles, first, last, count, logits, stride, one_matrix(V_), dV, V_, start > 0, packed + thread * PACKED,
             [&](int64_t k) { return Row{S + (start + k) * H}; },
             [&](const float* panel, int64_t k, int64_t n, int, int64_t column) {
                 if (first > 0) return;
@@ -126,18 +140,6 @@ struct Output {
                     const V sum = sum_of_rows(panel + j, n);
                     store(dc + column + j, start + k ? load(dc + column + j, left) + sum : sum, left);
                 }
-            },
-            [](int64_t, int, int, int64_t) RNGRU_LAMBDA {},
-            [&](auto inside, int64_t m, int R, int, int64_t column, const float* c, bool add) RNGRU_LAMBDA {
-                constexpr bool whole = decltype(inside)::value;
-                float* to = dV + m * V_ + column;
-                for (int i = 0; i < R; ++i, c += PW, to += V_)
-                    for (int j = 0; j < PW; j += W) {
-                        const int64_t left = V_ - column - j;
-                        V v = load(c + j);
-                        if (add || start) v += load<whole>(to + j, left);
-                        store<whole>(to + j, v, left);
-                    }
             });
     }
 
@@ -145,7 +147,7 @@ struct Output {
         pack_weights(threads);
         for (int64_t start = 0; start < M; start += pass) {
             const int64_t count = M - start < pass ? M - start : pass;
-            Parts blocks((count + MR - 1) / MR, 16);
+            Parts blocks((count + MR - 1) / MR, ROWS / MR);
             parallel(threads, [&](int, int n) {
                 for (int64_t from, to; blocks.take(n, from, to);)
                     rows(start, from * MR, to * MR < count ? to * MR : count);

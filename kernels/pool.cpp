@@ -152,8 +152,7 @@ bool Parts::take(int n, int64_t& from, int64_t& to) {
         if (from >= total) return false;
         const int64_t left = total - from, equal = (left + most - 1) / most;  // parts, were all of the same size
         int64_t size = (left + equal - 1) / equal;
-        if (n > 1 && size > left / (2 * n)) size = left / (2 * n);
-        if (size < least) size = least;
+        if (n > 1 && least > 0 && size > left / (2 * n)) size = left / (2 * n) > least ? left / (2 * n) : least;
         to = from + size < total ? from + size : total;
     } while (!__atomic_compare_exchange_n(&next, &from, to, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return true;

@@ -27,8 +27,9 @@ void parallel(int n, F&& f) {
     run_job(n, [](void* what, int thread, int n) { (*(F*)what)(thread, n); }, (void*)&f);
 }
 
-// Hands out the parts of [0, total) to the threads that come first: large ones, then smaller ones, so that
-// all end together. Which thread computes a part never matters to the result.
+// Hands out the parts of [0, total), of `most` at the most, to the threads that come first. Where a wait
+// follows, the last parts get smaller, down to `least`, so that all end together; where other work follows
+// (least = 0) they stay equal. Which thread computes a part never matters to the result.
 class Parts {
     int64_t next = 0;
 public:

@@ -6,7 +6,7 @@
  * Functions that return int give 0, or 1 where memory ran out; outputs are then undefined.
  * Results do not depend on the number of threads, bit for bit.
  *
- *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,pool}.cpp -o librngru.so
+ *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,pool,processors}.cpp -o librngru.so
  */
 #ifndef RNGRU_H
 #define RNGRU_H

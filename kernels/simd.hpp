@@ -31,7 +31,7 @@ constexpr int PW = W * NV;  // columns of a panel: the width of the register til
 
 typedef float V __attribute__((vector_size(W * 4)));
 typedef float Vu __attribute__((vector_size(W * 4), aligned(4), may_alias));  // the same, at any address
-typedef int32_t I __attribute__((vector_size(W * 4)));
+typedef uint32_t I __attribute__((vector_size(W * 4)));
 
 RNGRU_INLINE V splat(float x) { return x - V{}; }
 RNGRU_INLINE V load(const float* p) { return *(const Vu*)p; }
@@ -110,18 +110,23 @@ RNGRU_INLINE V exp_negative(V x) {
     p = p * f + splat(0.5f);
     p = p * f + splat(1);
     p = p * f + splat(1);
-    const V power = (V)(((I)shifted << 23) + 0x3f800000);
+    const V power = (V)(((I)shifted << 23) + 0x3f800000u);
     return x < splat(-87) ? splat(0) : p * power;
 }
 
+#ifndef __has_builtin
+#define __has_builtin(name) 0
+#endif
 RNGRU_INLINE V sqrt(V v) {
-#if defined(__clang__) && __has_builtin(__builtin_elementwise_sqrt)
+#if __has_builtin(__builtin_elementwise_sqrt)
     return __builtin_elementwise_sqrt(v);
-#elif defined(__AVX512F__) && !defined(__clang__)
+#elif defined(__AVX512F__) && defined(__clang__)
+    return (V)__builtin_ia32_sqrtps512(v, 4);
+#elif defined(__AVX512F__)
     return (V)__builtin_ia32_sqrtps512_mask(v, v, -1, 4);
-#elif defined(__AVX2__) && defined(__FMA__) && !defined(__clang__)
+#elif defined(__AVX2__) && defined(__FMA__)
     return __builtin_ia32_sqrtps256(v);
-#elif defined(__SSE2__) && !defined(__AVX2__) && !defined(__clang__)
+#elif defined(__SSE2__)
     return __builtin_ia32_sqrtps(v);
 #else
     for (int j = 0; j < W; ++j) v[j] = __builtin_sqrtf(v[j]);

@@ -91,7 +91,7 @@ def test_an_engine_that_is_none_gives_one_sentence(wanted):
 def test_an_engine_that_is_not_installed_gives_one_sentence():
     process = run('', RN_GRU_ENGINE=OTHER)
     last = process.stderr.splitlines()[-1]
-    assert process.returncode == 1 and last.startswith('ImportError: ') and OTHER in last.lower()
+    assert process.returncode == 1 and last.startswith('ModuleNotFoundError: ') and OTHER in last.lower()
 
 
 def test_flags_of_the_user_stand(tmp_path):

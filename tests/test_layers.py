@@ -112,7 +112,7 @@ def test_gruresize_parameters_have_the_names_and_shapes_of_the_contract(L):
 @pytest.mark.parametrize('modeltype, want', [('GRUEncode', 15 + 3 + 2 * (27 + 27 + 9) + 15 + 5), ('GRUResize', 45 + 3 * 27 + 18 + 15 + 5)])
 def test_numparams_counts_every_number(modeltype, want):
     model = build(modeltype)
-    assert model.numparams == want == sum(value.size for value in model.get_params().values())
+    assert model.count(model.vocab, model.layers, model.state_size) == want == sum(value.size for value in model.get_params().values())
 
 
 def test_the_weights_are_the_matrices_and_not_the_biases():
@@ -196,7 +196,7 @@ def test_arrays_hold_everything_that_expected_tells_and_put_back_the_same_traini
     model.set_state(state(model))
     model.trainstep(x, y, 0.01, 0.9, 0.1)
     kept = model.arrays()
-    assert {name: (value.shape, str(value.dtype)) for name, value in kept.items()} == model.expected(2)
+    assert {name: (value.shape, str(value.dtype)) for name, value in kept.items()} == model.expected(model.vocab, model.layers, model.state_size, 2)
     assert set(kept) == set(model.params) | {'m' + name for name in model.params} | {'state'}
     losses = [model.trainstep(x, y, 0.01, 0.9, 0.1) for _ in range(3)]
     end = model.arrays()

@@ -219,7 +219,7 @@ def test_undecodable_bytes_are_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, 'verbose', True)
     (tmp_path / 'text').write_bytes(b'hello world\n' * 40 + b'\xff\xfe\n')
     ModelState.initfromsrcfile(tmp_path / 'text', tmp_path / 'work', seq_len=10, state_size=4)
-    assert '2 ' in (line := capsys.readouterr().out.splitlines()[0]) and 'U+FFFD' in line
+    assert '2 undecodable places' in (line := capsys.readouterr().out.splitlines()[1]) and 'U+FFFD' in line
 
 
 def test_verbose_false_says_nothing(srcfile, capsys, monkeypatch):
@@ -232,7 +232,8 @@ def test_verbose_false_says_nothing(srcfile, capsys, monkeypatch):
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
-HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'), ({'zzz': 5}, TypeError, 'zzz'),
+HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'), ({'zzz': 5}, TypeError, 'zzz'), ({'seqlen': 5}, TypeError, 'seq_len'),
+         ({'modeltype': ['GRUEncode']}, ValueError, 'GRUEncode'),
          ({'layers': 0}, ValueError, '0'), ({'layers': 2.0}, TypeError, '2.0'), ({'layers': True}, TypeError, 'True'),
          ({'state_size': -1}, ValueError, '-1'), ({'state_size': '64'}, TypeError, '64'), ({'learnrate': 0}, ValueError, '0'),
          ({'learnrate': float('nan')}, ValueError, 'nan'), ({'learnrate': float('inf')}, ValueError, 'inf'),
@@ -241,7 +242,7 @@ HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeE
          ({'seed': 1.5}, TypeError, '1.5'), ({'seq_len': 0}, ValueError, '0'), ({'seq_len': 'x'}, TypeError, 'x'),
          ({'modeltype': 'GRUencode'}, ValueError, 'GRUEncode'), ({'modeltype': None}, ValueError, 'None'),
          ({'encoding': 'utf-9'}, LookupError, 'utf-9'), ({'seq_len': 10 ** 6}, ValueError, '1000000'),
-         ({'learnrate': 10 ** 400}, ValueError, 'inf'), ({'layers': 1000, 'state_size': 100_000}, MemoryError, '1000 x 100000')]
+         ({'learnrate': 10 ** 400}, ValueError, 'inf'), ({'layers': 100, 'state_size': 100_000}, MemoryError, '100 x 100000')]
 
 
 @pytest.mark.parametrize('options, error, said', HYPER)
