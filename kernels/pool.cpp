@@ -1,7 +1,7 @@
 // The pool: threads that wait for work, spinning for a moment and then asleep; scratch memory; the clock.
 //
 // A training step is some twenty jobs, microseconds to tens of milliseconds each. A thread that sleeps takes
-// 20 to 50 microseconds to wake, so it spins about that long before it sleeps; a shell that waits at its
+// 20 to 50 microseconds to wake, so it spins for longer than Python takes between two kernels; a shell that waits at its
 // prompt burns nothing. Nothing here is ever destroyed: the process may exit with the threads asleep.
 #include "pool.hpp"
 
@@ -16,7 +16,7 @@
 namespace rngru {
 namespace {
 
-constexpr double SPIN = 100e-6;  // seconds before a waiting thread sleeps
+constexpr double SPIN = 300e-6;  // seconds before a waiting thread sleeps
 constexpr int MOST = 256;        // threads, the caller's included
 
 // The state below is atomic where a thread reads it outside the mutexes; the order of "raise the flag, then
