@@ -67,7 +67,7 @@ def library():
             path.unlink()
             kernels = ctypes.CDLL(str(_compiled()))
     except (OSError, subprocess.CalledProcessError) as error:
-        report.say(f'Running on NumPy, several times slower than the native kernels: {_why(error)}')
+        report.say(f'Running on NumPy, two to three times slower than the native kernels: {_why(error)}')
         return None
     _declare(kernels)
     kernels.rngru_set_threads(threads)
