@@ -3,6 +3,7 @@
 Run again, it goes on from where it stopped.
 """
 
+import re
 import sys
 import sysconfig
 import tempfile
@@ -22,7 +23,7 @@ def librarysources():
         size += len(text[-1])
         if size > CHARACTERS:
             break
-    return ''.join(text)
+    return re.sub(r'([-=#*_~])\1{7,}', lambda ruler: ruler[1] * 8, ''.join(text))       # lines of dashes teach nothing
 
 
 def main():
@@ -41,7 +42,9 @@ def main():
         if ms.checkpoint.facts['losskind'] == 'training':       # Ctrl-C
             break
     print('\nIt writes:\n')
-    generatestring(ms, 800, temp=0.8)
+    for _ in range(3):
+        generatestring(ms, 350, temp=0.8)
+        print('\n' + 20 * '- ' + '\n')
     print(f"\nGo on in the shell (`make shell`):\n    ms = ModelState.load('{WORKDIR.name}')\n    ms.trainmodel(batchsize=32, valid_len=40)\n"
           '    generatestring(ms, 1000, temp=0.8)')
 
