@@ -9,12 +9,13 @@ Every name inside is relative: the directory may be moved or copied whole.
 import contextlib
 import os
 import pathlib
-import warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
+import report
+from arrays import loadarrays, savearrays
 from errors import CheckpointError, WorkDirError, checkint, reason
-from storage import Staged, dumpfacts, isourtemp, loadarrays, loadfacts, savearrays, syncdir
+from storage import Staged, dumpfacts, isourtemp, loadfacts, syncdir
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,13 +28,14 @@ class Checkpoint:
     time: datetime      # aware, UTC
     counter: int        # orders a directory's checkpoints, whatever the clock did
     arrays: str         # name of the file of its arrays, beside it
+    checksum: str       # of that file
     facts: dict = field(hash=False)     # everything else that was stored with it
 
     def __repr__(self):
         return f'<Checkpoint {self.name}: loss {self.loss:.4f}, epoch {self.epoch}, position {self.pos}>'
 
 
-_FIELDS = {'loss': float, 'epoch': int, 'pos': int, 'time': str, 'counter': int, 'arrays': str, 'facts': dict}
+_FIELDS = {'loss': float, 'epoch': int, 'pos': int, 'time': str, 'counter': int, 'arrays': str, 'checksum': str, 'facts': dict}
 
 
 def _now():
@@ -138,6 +140,13 @@ class WorkDir:
         except PermissionError:
             raise PermissionError(f"the directory '{self.path}' can't be read: change its permissions") from None
 
+    def _listing(self):
+        """_names() at one moment: while it is listed, a directory may lose a name seen and gain one where the listing has been already."""
+        names = None
+        while names != (names := sorted(self._names())):
+            pass
+        return names
+
     def statefile(self):
         """Path of the model's state file; WorkDirError for none or several, FileNotFoundError for no directory."""
         found = sorted(filter(_isstate, self._names()))
@@ -158,25 +167,26 @@ class WorkDir:
         """
         if type(facts) is not dict:
             raise TypeError(f'facts must be a dict, not {type(facts).__name__}')
-        counter = 1 + max((known.counter for known in self._scan()[0]), default=0)
+        counter = 1 + max((known.counter for known in self.scan()[0]), default=0)
         stored = {'loss': float(loss), 'epoch': checkint('epoch', epoch), 'pos': checkint('pos', pos), 'facts': facts}
         short = f'{stored["loss"]:.4f}' if abs(stored['loss']) < 1e6 else f'{stored["loss"]:.4g}'
         when = _now()
         while True:
             stem = f'{when:%Y-%m-%dT%H-%M-%S.%fZ}-{short}-model'
             factspath, arrayspath = self.path / f'{stem}.p', self.path / f'{stem}.npz'
-            data = dumpfacts({**stored, 'time': when.isoformat(), 'counter': counter, 'arrays': arrayspath.name})
+            stored.update(time=when.isoformat(), counter=counter, arrays=arrayspath.name)
+            dumpfacts(stored)                       # refuses what can't be stored before anything is written
             when += timedelta(microseconds=1)       # where this name is taken, the clock stood still or went back
             if factspath.exists() or arrayspath.exists():
                 continue
             with Staged(factspath) as staged:      # before the arrays: see storage's _sweep
-                staged.file.write(data)
                 try:
                     open(arrayspath, 'xb').close()  # takes the name for good
                 except FileExistsError:
                     continue
                 try:
-                    savearrays(arrayspath, arrays)
+                    checksum = savearrays(arrayspath, arrays)
+                    staged.file.write(dumpfacts({**stored, 'checksum': checksum}))
                     staged.publish()
                 except BaseException:
                     if not factspath.exists():
@@ -186,67 +196,86 @@ class WorkDir:
             return self._read(factspath.name)
 
     def checkpoints(self):
-        """List of Checkpoint, oldest first. Of one that can't be read a warning tells, by name."""
-        found, bad = self._scan()
+        """The checkpoints, a list, oldest first. One that can't be read is named in a warning and left out."""
+        found, bad = self.scan()
         for err in bad:
-            warnings.warn(str(err), stacklevel=2)
+            report.warn(str(err))
         return found
 
-    def latest(self):
-        """The latest Checkpoint that can be read, or None where none was ever written; CheckpointError where all are damaged."""
-        found, bad = self._scan()
-        if bad and not found:
-            raise bad[-1]
-        for err in bad:
-            warnings.warn(f'{err}; the latest of the others is used', stacklevel=2)
-        return found[-1] if found else None
-
-    def checkpoint(self, name=None):
-        """The Checkpoint of that name, as checkpoints() lists it, or the latest.
+    def checkpoint(self, name):
+        """The Checkpoint of that name, as checkpoints() lists it.
 
         Raises CheckpointError when there is none or it is damaged, ValueError when the name has a directory in it.
         """
-        if name is None:
-            latest = self.latest()
-            if latest is None:
-                raise CheckpointError(f"'{self.path}' holds no checkpoint yet: train the model to make one")
-            return latest
         if type(name) is not str:
             raise TypeError(f'a checkpoint is named by a str, the .name of one of checkpoints(), not by {name!r}')
         if not _isbare(name):
             raise ValueError(f'{name!r} is not a bare file name: give the .name of one of checkpoints()')
         if _isfacts(name) and name in self._names():
             return self._read(name)
-        names = [known.name for known in reversed(self._scan()[0])]
+        names = [known.name for known in reversed(self.scan()[0])]
         older = f' and {len(names) - 10} older' if len(names) > 10 else ''
         raise CheckpointError(f"'{self.path}' has no checkpoint {name!r}: " + (
             f"it has {', '.join(names[:10])}{older}" if names else 'it has none yet'))
 
     def loadarrays(self, checkpoint, expected=None):
-        """The arrays of a Checkpoint; expected and errors as in loadarrays, a missing file being a CheckpointError."""
+        """The arrays of a Checkpoint, all of them whole; expected and errors as in loadarrays, a missing file being a CheckpointError."""
         try:
-            return loadarrays(self.path / checkpoint.arrays, expected)
-        except FileNotFoundError as err:
-            raise CheckpointError(f"the arrays of {checkpoint.name!r} are gone ('{self.path / checkpoint.arrays}'): "
+            return loadarrays(self.path / checkpoint.arrays, expected, checkpoint.checksum)
+        except OSError as err:
+            gone = 'are gone' if isinstance(err, FileNotFoundError) else f'cannot be read ({reason(err)})'
+            raise CheckpointError(f"the arrays of {checkpoint.name!r} {gone} ('{self.path / checkpoint.arrays}'): "
                                   "restore another checkpoint") from err
 
-    def _scan(self):
+    def newest(self, expected):
+        """(Checkpoint, arrays) of the newest checkpoint that is whole, or (None, None) where there is none at all.
+
+        expected: a function, Checkpoint -> what loadarrays takes under this name; it may raise CheckpointError. Damaged
+        ones are passed over and named, also where the directory holds no other: then CheckpointError.
+        """
+        while True:
+            found, bad = self.scan()
+            while found:
+                checkpoint = found.pop()
+                try:
+                    arrays = self.loadarrays(checkpoint, expected(checkpoint))
+                except CheckpointError as err:
+                    if not (self.path / checkpoint.name).exists():
+                        break               # a training in another process has put a newer one in its place
+                    bad.append(err)
+                else:
+                    for err in bad:
+                        report.warn(f'{str(err).rpartition(": ")[0]}: going on with {checkpoint.name}, the newest that is whole')
+                    return checkpoint, arrays
+            else:
+                if bad:
+                    raise CheckpointError(f"'{self.path}' has no checkpoint that is whole: {str(bad[-1]).rpartition(': ')[0]}") from bad[-1]
+                return None, None
+
+    def scan(self):
         """(the readable checkpoints, oldest first; CheckpointErrors of the others, oldest name first)."""
-        found, bad = [], []
-        for name in sorted(filter(_isfacts, self._names())):
-            try:
-                found.append(self._read(name))
-            except CheckpointError as err:
-                bad.append(err)
-            except FileNotFoundError:       # removed meanwhile
-                pass
+        again = True
+        while again:        # while one that was listed is gone: a newer one, not listed yet, may have taken its place
+            found, bad, again = [], [], False
+            for name in filter(_isfacts, self._listing()):
+                try:
+                    found.append(self._read(name))
+                except CheckpointError as err:
+                    bad.append(err)
+                except FileNotFoundError:
+                    again = True
+                    break
         return sorted(found, key=lambda known: (known.counter, known.time, known.name)), bad
 
     def _read(self, name):
         try:
             stored = loadfacts(self.path / name)
         except WorkDirError as err:
-            raise CheckpointError(str(err)) from err
+            raise CheckpointError(f'{str(err).rpartition(": ")[0]}: restore another checkpoint') from err
+        except OSError as err:
+            if not os.path.lexists(self.path / name):
+                raise
+            raise CheckpointError(f"'{self.path / name}' cannot be read ({reason(err)}): restore another checkpoint") from err
         try:
             values = {key: stored[key] for key in _FIELDS}
             values['time'] = datetime.fromisoformat(values['time'])
@@ -257,4 +286,7 @@ class WorkDir:
         except (KeyError, TypeError, ValueError) as err:
             raise CheckpointError(f"'{self.path / name}' is damaged or no checkpoint of RN-GRU's: "
                                   "restore another checkpoint") from err
+        if values['arrays'] != f'{name[:-2]}.npz':
+            raise CheckpointError(f"'{self.path / name}' holds the facts of another checkpoint, {values['arrays'][:-4]!r}: "
+                                  'give it its name back, or remove it')
         return Checkpoint(name, **values)

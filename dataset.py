@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from errors import WorkDirError, checkint, reason
+from storage import filechecksum
 
 UNKNOWN = '\ufffd'
 UNKNOWNS = np.append(np.arange(0xD800, 0xE000), ord(UNKNOWN))       # code points of index 0: surrogates are no characters
@@ -172,10 +173,11 @@ class DataSet:
         return codes[:-1], codes[1:].copy()     # the two don't share memory
 
     @classmethod
-    def load(cls, path, numchars, seq_len, vocab):
-        """The dataset that encodefile wrote to `path`, memory-mapped: takes no time and no memory, whatever its size.
+    def load(cls, path, numchars, seq_len, vocab, checksum=None):
+        """The dataset that encodefile wrote to `path`, memory-mapped: takes no memory, whatever its size.
 
-        `numchars`, `seq_len` and `vocab` (V) are what the file must fit; WorkDirError where it is missing, damaged or doesn't.
+        `numchars`, `seq_len`, `vocab` (V) and `checksum` (as filechecksum gives it, about a second a GB; None: isn't looked at) are what the
+        file must fit; WorkDirError where it is missing, damaged or doesn't.
         """
         dtype = np.min_scalar_type(checkint('vocab', vocab, 1) - 1)
         try:
@@ -190,6 +192,12 @@ class DataSet:
             found = f"{codes.dtype} of shape {codes.shape}" if isinstance(codes, np.ndarray) else "an archive"
             raise WorkDirError(f"the encoded dataset {path} doesn't belong to this model: it holds {found}, "
                                f"not {dtype} of shape {(length,)}; copy the right one back or start again from the source text")
+        try:
+            if checksum is not None and filechecksum(path) != checksum:
+                raise ValueError('its checksum is wrong')
+        except (OSError, ValueError) as error:
+            raise WorkDirError(f"the encoded dataset {path} is damaged ({reason(error)}): "
+                               f"copy it back or start again from the source text") from error
         return cls(codes, numchars, seq_len, vocab)
 
 

@@ -17,7 +17,7 @@ from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
 from hyperparams import HyperParams, checknames, nearest
 from layers import MODELTYPES
-from storage import loadfacts, savefacts
+from storage import filechecksum, loadfacts, savefacts
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
@@ -33,7 +33,7 @@ class ModelState:
 
         ms = ModelState.load('book')        # in another session
         ms.checkpoints()                    # what was kept, oldest first
-        ms.restore()                        # parameters back from the last checkpoint, or restore(name) from an earlier one
+        ms.restore()                        # parameters back from the last checkpoint; restore(name) from an earlier one
 
     Attributes: hyper (HyperParams; `ms.hyper.learnrate = 0.0005` holds from the next step on), charset (CharSet), data (DataSet), model
     (the network: get_params(), set_params(dict), epoch, pos), checkpoint (the last one read or written, or None), modeltype, numchars,
@@ -42,10 +42,11 @@ class ModelState:
     Loss is the mean negative log-likelihood in nats per character; divided by ln 2 it is bits per character.
     """
 
-    def __init__(self, workdir, modeltype, hyper, charset, numchars, seq_len, seed, checkpoint=None):
+    def __init__(self, workdir, modeltype, hyper, charset, numchars, seq_len, seed, textchecksum):
         """For initfromsrcfile() and load(), which see."""
         self.workdir, self.modeltype, self.hyper, self.charset = workdir, modeltype, hyper, charset
-        self.numchars, self.seq_len, self.seed, self.checkpoint = numchars, seq_len, seed, checkpoint
+        self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
+        self.checkpoint = None
 
     @classmethod
     def initfromsrcfile(cls, srcfile, workdir, modeltype='GRUEncode', *, seq_len=100, init_checkpoint=True, encoding=None, seed=None,
@@ -83,12 +84,12 @@ class ModelState:
             if numundecodable:
                 report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in {srcfile}, read as U+FFFD: another '
                            'encoding= may suit it better.')
-            ms = cls(directory, modeltype, hyper, charset, data.numchars, seq_len, seed)
+            ms = cls(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE))
             ms.data = data
             ms.model = ms._newmodel()
             savefacts(directory.path / f'{modeltype}-{hyper.layers}x{hyper.state_size}-state.p', {
                 'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': data.numchars,
-                'seq_len': seq_len, 'seed': seed})
+                'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum})
             report.say(f'{ms._describe()}.')
             if init_checkpoint:
                 report.say('Measuring the untrained loss ...')
@@ -103,7 +104,8 @@ class ModelState:
     def load(cls, workdir):
         """The model kept in the directory `workdir`: its facts, charset and last checkpoint's facts; parameters are read when needed.
 
-        Nothing is compiled. Raises FileNotFoundError where there is no such directory, WorkDirError where it holds no model or a damaged one.
+        Nothing is compiled. A damaged checkpoint is named and passed over. Raises FileNotFoundError where there is no such directory,
+        WorkDirError where it holds no model or a damaged one.
         """
         directory = WorkDir(checkpath('workdir', workdir))
         statefile = directory.statefile()
@@ -112,13 +114,17 @@ class ModelState:
             if facts['modeltype'] not in MODELTYPES:
                 raise ValueError(f'unknown model type {facts["modeltype"]!r}')
             ms = cls(directory, facts['modeltype'], HyperParams(**facts['hyper']), CharSet.fromfacts(facts['charset']),
-                     checkint('numchars', facts['numchars'], 1), checkint('seq_len', facts['seq_len'], 1), checkint('seed', facts['seed']))
+                     checkint('numchars', facts['numchars'], 1), checkint('seq_len', facts['seq_len'], 1), checkint('seed', facts['seed']),
+                     str(facts['textchecksum']))
         except (KeyError, TypeError, ValueError) as error:
             raise WorkDirError(f'{statefile} is damaged ({error}): copy it back from a backup, or start anew '
                                'in another directory') from error
-        ms.checkpoint = directory.latest()
-        if ms.checkpoint is not None:
-            ms.hyper, _ = ms._training(ms.checkpoint)
+        for checkpoint in reversed(ms.checkpoints()):
+            try:
+                ms.hyper, ms.checkpoint = ms._training(checkpoint)[0], checkpoint
+                break
+            except CheckpointError as error:
+                report.warn(str(error))
         return ms
 
     def __repr__(self):
@@ -152,16 +158,13 @@ class ModelState:
 
     @cached_property
     def model(self):
-        """The network (layers.ModelParams) with the last checkpoint's parameters."""
-        model = self._newmodel()
-        if self.checkpoint is not None:
-            self._fill(model, self.checkpoint, self._arrays(self.checkpoint))
-        return model
+        """The network (layers.ModelParams) with the parameters of the last checkpoint that is whole."""
+        return self._filled(None, self._newmodel())
 
     @cached_property
     def data(self):
-        """The encoded text (DataSet), memory-mapped."""
-        return DataSet.load(self.workdir.path / DATAFILE, self.numchars, self.seq_len, len(self.charset))
+        """The encoded text (DataSet), memory-mapped, once its checksum is found right."""
+        return DataSet.load(self.workdir.path / DATAFILE, self.numchars, self.seq_len, len(self.charset), self.textchecksum)
 
     def _training(self, checkpoint):
         """(HyperParams, batch size) of a checkpoint; CheckpointError where it doesn't belong to this model."""
@@ -173,20 +176,35 @@ class ModelState:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f'the checkpoint {checkpoint.name} is damaged or of another model ({error}): restore another') from error
 
-    def _arrays(self, checkpoint):
-        """The checkpoint's arrays, checked."""
-        shapes = MODELTYPES[self.modeltype].expected(len(self.charset), self.hyper.layers, self.hyper.state_size, self._training(checkpoint)[1])
-        return self.workdir.loadarrays(checkpoint, shapes)
+    def _expected(self, checkpoint):
+        """Shapes and types of the arrays that the checkpoint must have; CheckpointError where it doesn't belong to this model."""
+        return MODELTYPES[self.modeltype].expected(len(self.charset), self.hyper.layers, self.hyper.state_size, self._training(checkpoint)[1])
 
-    @staticmethod
-    def _fill(model, checkpoint, arrays):
-        model.set_arrays(arrays)
-        model.epoch, model.pos = checkpoint.epoch, checkpoint.pos
+    def _filled(self, name, model):
+        """`model` with the checkpoint called `name`, or None: the newest whole one, or else as the seed has it. Raises before anything has changed."""
+        if name is None:
+            checkpoint, arrays = self.workdir.newest(self._expected)
+        else:
+            checkpoint = self.workdir.checkpoint(name)
+            arrays = self.workdir.loadarrays(checkpoint, self._expected(checkpoint))
+        if checkpoint is None:
+            model.set_arrays(self._newmodel().arrays())
+            model.epoch = model.pos = 0
+        else:
+            model.set_arrays(arrays)
+            model.epoch, model.pos = checkpoint.epoch, checkpoint.pos
+            if name is not None or self.checkpoint is None or checkpoint.name != self.checkpoint.name:
+                self.hyper, _ = self._training(checkpoint)
+        self.checkpoint = checkpoint
+        return model
 
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 
     def checkpoints(self):
-        """The checkpoints, oldest first: each has .name, .loss (nats/char), .epoch, .pos and .time (UTC)."""
+        """The checkpoints, a list, oldest first.
+
+        Each has .name, .loss (nats/char), .kind (of its loss: 'validation', 'training' or 'untrained'), .epoch, .pos and .time (UTC).
+        """
         return self.workdir.checkpoints()
 
     def restore(self, name=None, *, threads=None, verbose=True):
@@ -196,33 +214,19 @@ class ModelState:
         threads: of the native kernels; None: RN_GRU_THREADS, or as many as the process may use
         verbose: False: say nothing
 
+        Every file is checked first, about a second a GB. Without a name, a damaged checkpoint is named and the newest one that is whole taken.
         Going to another checkpoint than the one that stands brings back its learnrate, decay and regcost as well. Without any
         checkpoint the parameters are drawn anew from the seed. Raises CheckpointError where there is none of that name (it lists
-        those that are) or its files are damaged; then nothing has changed.
+        those that are) or it is damaged, or where none is whole, WorkDirError where the encoded text is damaged; then nothing has changed.
         """
         native.checkthreads(threads)
         verbose = checkbool('verbose', verbose)
         with report.quiet(not verbose):
-            checkpoint = self.workdir.checkpoint(name) if name is not None else self.workdir.latest()
+            vars(self).pop('data', None)            # so that it is checked again
             self.data
-            model = vars(self).get('model')         # one that is there keeps its compiled functions
-            if checkpoint is None:
-                fresh = self._newmodel()
-                if model is None:
-                    model = fresh
-                model.set_arrays(fresh.arrays())
-                model.epoch = model.pos = 0
-                report.say('No checkpoint yet: parameters drawn from the seed.')
-            else:
-                hyper, _ = self._training(checkpoint)
-                arrays = self._arrays(checkpoint)
-                if model is None:
-                    model = self._newmodel()
-                self._fill(model, checkpoint, arrays)
-                if name is not None or self.checkpoint is None or checkpoint.name != self.checkpoint.name:
-                    self.hyper = hyper
-                report.say(f'Restored {checkpoint.name}: epoch {model.epoch}, position {model.pos}.')
-            self.model, self.checkpoint = model, checkpoint
+            self.model = model = self._filled(name, vars(self).get('model') or self._newmodel())     # one that is there keeps its functions
+            report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
+                       else 'No checkpoint yet: parameters drawn from the seed.')
             native.setthreads(threads)
             model.sampletext, model.allstates
 

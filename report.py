@@ -6,6 +6,7 @@
 import os
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -30,6 +31,14 @@ def say(text=''):
     if verbose:
         tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
+
+
+def warn(text):
+    """Say what must not go unnoticed: where messages are silenced, as a UserWarning."""
+    if verbose:
+        say(text)
+    else:
+        warnings.warn(text, stacklevel=3)
 
 
 def printable(text):

@@ -46,7 +46,7 @@ def test_a_crash_at_any_write_of_a_checkpoint_leaves_the_old_or_the_new(tmp_path
         if cleanup:
             assert len(names(work.path)) == 2 * len(found)
         last = work.writecheckpoint(0.5, 0, 2, {}, ARRAYS)
-        assert work.checkpoint() == last and last.counter == len(found) + 1
+        assert work.checkpoints()[-1] == last and last.counter == len(found) + 1
         assert len(names(work.path)) == 2 * (len(found) + 1)
         if calls[0] < at:
             break
@@ -145,7 +145,7 @@ def test_checkpoints_are_ordered_by_counter_though_the_clock_steps_back(tmp_path
     work = WorkDir(tmp_path)
     clock(monkeypatch, NOON, NOON - timedelta(days=400), NOON + timedelta(days=3), NOON - timedelta(days=1))
     made = [work.writecheckpoint(loss, 0, 0, {}, {}) for loss in (3, 2, 1, 4)]
-    assert [c.counter for c in made] == [1, 2, 3, 4] and work.checkpoints() == made and work.checkpoint() == made[-1]
+    assert [c.counter for c in made] == [1, 2, 3, 4] and work.checkpoints() == made
 
 
 def test_a_clock_that_stands_still_gives_fresh_names(tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_a_directory_moved_or_copied_still_loads(tmp_path):
     shutil.copytree(made, tmp_path / 'b c' / 'ü')
     shutil.rmtree(made)
     work = WorkDir(tmp_path / 'b c' / 'ü')
-    assert work.loadarrays(work.checkpoint())['E'].tolist() == ARRAYS['E'].tolist()
+    assert work.loadarrays(work.checkpoints()[-1])['E'].tolist() == ARRAYS['E'].tolist()
     assert str(tmp_path).encode() not in b''.join((work.path / name).read_bytes() for name in names(work.path))
 
 
@@ -210,8 +210,6 @@ def test_a_name_with_a_directory_in_it_is_refused(tmp_path, name):
 
 def test_a_checkpoint_that_is_not_there_lists_those_that_are(tmp_path):
     work = WorkDir(tmp_path)
-    with pytest.raises(CheckpointError, match='no checkpoint yet'):
-        work.checkpoint()
     with pytest.raises(CheckpointError, match='none yet'):
         work.checkpoint('x')
     made = [work.writecheckpoint(i, 0, 0, {}, {}) for i in range(12)]
@@ -232,14 +230,37 @@ def test_a_damaged_checkpoint_is_named_and_the_others_stay_usable(tmp_path):
     (tmp_path / made[2].name).write_bytes(b'torn')
     with pytest.warns(UserWarning, match=re.escape(made[2].name)):
         assert work.checkpoints() == made[:2]
-    with pytest.warns(UserWarning, match=re.escape(made[2].name)):
-        assert work.checkpoint() == made[1]
+    with pytest.warns(UserWarning, match=f'{re.escape(made[2].name)}.*going on with {re.escape(made[1].name)}'):
+        assert work.newest(lambda checkpoint: None)[0] == made[1]
     with pytest.raises(CheckpointError, match='damaged'):
         work.checkpoint(made[2].name)
     os.remove(tmp_path / made[1].arrays)
     with pytest.raises(CheckpointError, match='are gone'):
         work.loadarrays(made[1])
+    with pytest.warns(UserWarning) as said:
+        assert work.newest(lambda checkpoint: None)[0] == made[0]
+    assert [name in str(warning.message) for name, warning in zip((made[2].name, made[1].arrays), said, strict=True)] == [True, True]
+    (tmp_path / made[0].arrays).write_bytes((tmp_path / made[0].arrays).read_bytes()[:-1] + b'x')
+    with pytest.raises(CheckpointError, match='no checkpoint that is whole') as err:
+        work.newest(lambda checkpoint: None)
+    assert onesentence(str(err.value))
     assert work.writecheckpoint(1, 0, 0, {}, {}).counter > made[1].counter
+
+
+def test_a_link_to_nowhere_is_a_damaged_checkpoint(tmp_path):
+    work = WorkDir(tmp_path)
+    made = work.writecheckpoint(1, 0, 0, {}, ARRAYS)
+    os.symlink('nowhere', tmp_path / f'3{made.name}')
+    with pytest.warns(UserWarning, match=f'3{made.name}.*cannot be read'):
+        assert work.checkpoints() == [made]
+
+
+def test_a_checkpoint_copied_over_another_or_renamed_is_none(tmp_path):
+    work = WorkDir(tmp_path)
+    made = [work.writecheckpoint(i, 0, 0, {}, ARRAYS) for i in range(3)]
+    shutil.copy(tmp_path / made[1].name, tmp_path / made[2].name)
+    with pytest.warns(UserWarning, match=f'{re.escape(made[2].name)}.*of another checkpoint, .{re.escape(made[1].name[:-2])}'):
+        assert work.newest(lambda checkpoint: None)[0] == made[1]
 
 
 def test_checkpoint_facts_of_the_wrong_kind_are_damage(tmp_path):
@@ -248,7 +269,7 @@ def test_checkpoint_facts_of_the_wrong_kind_are_damage(tmp_path):
     good = loadfacts(tmp_path / made.name)
     for key, value in [('loss', 1), ('epoch', -1), ('pos', True), ('counter', 2**63), ('counter', '1'), ('facts', []),
                        ('time', '2026-11-24'), ('time', 'noon'), ('time', 3), ('time', '2026-11-24T10:31:05+05:00'),
-                       ('arrays', '../x.npz'), ('arrays', '/etc/passwd'), ('arrays', None), ('arrays', 'C:x')]:
+                       ('checksum', None), ('checksum', 3), ('arrays', '../x.npz'), ('arrays', '/etc/passwd'), ('arrays', None), ('arrays', 'C:x')]:
         savefacts(tmp_path / made.name, {**good, key: value})
         with pytest.raises(CheckpointError, match='damaged') as err:
             work.checkpoint(made.name)
@@ -274,7 +295,7 @@ def test_the_state_file_is_found(tmp_path):
 
 def test_no_directory_or_a_file_in_its_place_is_said(tmp_path):
     (tmp_path / 'file').write_bytes(b'')
-    for method in WorkDir.statefile, WorkDir.checkpoints, WorkDir.checkpoint:
+    for method in WorkDir.statefile, WorkDir.checkpoints, lambda work: work.checkpoint('x'), lambda work: work.newest(None):
         with pytest.raises(FileNotFoundError, match='there is no directory'):
             method(WorkDir(tmp_path / 'none'))
         with pytest.raises(NotADirectoryError, match='is a file'):

@@ -351,3 +351,112 @@ def test_a_damaged_state_file_is_refused_in_one_sentence(srcfile, facts):
     model.savefacts(ms.workdir.statefile(), facts)
     with pytest.raises(RNGRUError, match='state.p'):
         ModelState.load(srcfile.parent / 'work')
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def trained(srcfile):
+    """A model with three checkpoints, at positions 0, 1 and 2."""
+    ms = make(srcfile)
+    ms.trainmodel(num_rounds=2, train_len=1, valid_len=1, print_every=0)
+    return ms
+
+
+@pytest.mark.parametrize('how', [lambda ms: ms.restore(), lambda ms: ms.sample(5), lambda ms: ms.model,
+                                 lambda ms: ms.trainmodel(train_len=1, valid_len=1, print_every=0)], ids=['restore', 'sample', 'model', 'trainmodel'])
+@pytest.mark.parametrize('which', ['name', 'arrays'])
+@pytest.mark.filterwarnings('ignore:.*damaged')             # each listing names it again
+def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one_and_is_named(trained, how, which):
+    *_, whole, bad = trained.checkpoints()
+    name = getattr(bad, which)
+    flip(trained.workdir.path / name)
+    with pytest.warns(UserWarning, match=name):
+        ms = ModelState.load(trained.workdir.path)
+        how(ms)
+    assert ms.checkpoint == whole and ms.model.pos == 1 or how.__code__.co_names[0] == 'trainmodel' and ms.model.pos == 2
+    with pytest.raises(RNGRUError, match=f'{name}.*damaged') as raised:
+        ModelState.load(trained.workdir.path).restore(bad.name)
+    assert '\n' not in str(raised.value)
+
+
+def test_a_failed_restore_leaves_the_model_as_it_was(trained):
+    *_, middle, last = trained.checkpoints()
+    before, hyper = trained.model.arrays(), trained.hyper
+    flip(trained.workdir.path / middle.arrays)
+    with pytest.raises(RNGRUError, match=middle.arrays):
+        trained.restore(middle.name)
+    assert trained.checkpoint == last and trained.model.pos == 2 and trained.hyper is hyper
+    for name, value in trained.model.arrays().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_fallback_is_said_every_time(trained, capsys, monkeypatch):
+    monkeypatch.setattr(report, 'verbose', True)
+    flip(trained.workdir.path / trained.checkpoint.arrays)
+    bad = trained.checkpoint.arrays
+    for _ in range(2):
+        trained.restore()
+        out = capsys.readouterr().out
+        assert bad in out and f'going on with {trained.checkpoint.name}' in out and 'position 1.' in out
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_made_up(trained):
+    for checkpoint in trained.checkpoints():
+        flip(trained.workdir.path / checkpoint.arrays)
+    ms = ModelState.load(trained.workdir.path)
+    for call in (ms.restore, ms.sample, ms.trainmodel):
+        with pytest.raises(RNGRUError, match='no checkpoint that is whole'):
+            call()
+    for checkpoint in trained.checkpoints():
+        flip(trained.workdir.path / checkpoint.name)
+    with pytest.warns(UserWarning):
+        ms = ModelState.load(trained.workdir.path)
+    with pytest.raises(RNGRUError, match='no checkpoint that is whole'):
+        ms.restore()
+
+
+def test_a_damaged_text_is_refused_before_anything_compiles(trained, monkeypatch):
+    flip(trained.workdir.path / model.DATAFILE)
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    ms = ModelState.load(trained.workdir.path)
+    for call in (ms.restore, ms.trainmodel, trained.restore):
+        with pytest.raises(RNGRUError, match=f'{model.DATAFILE}.*checksum') as raised:
+            call()
+        assert '\n' not in str(raised.value)
+
+
+def test_a_damaged_state_file_is_refused_at_load(trained):
+    flip(trained.workdir.statefile())
+    with pytest.raises(RNGRUError, match='state.p.*checksum'):
+        ModelState.load(trained.workdir.path)
+
+
+def test_the_arrays_of_one_checkpoint_are_not_taken_for_anothers(trained):
+    *_, middle, last = trained.checkpoints()
+    path = trained.workdir.path
+    (path / last.arrays).write_bytes((path / middle.arrays).read_bytes())
+    with pytest.raises(RNGRUError, match='checksum'):
+        trained.restore(last.name)
+
+
+def test_a_checkpoint_of_another_network_is_passed_over(trained, srcfile):
+    other = make(srcfile, 'other', layers=2)
+    other.trainmodel(num_rounds=3, train_len=1, valid_len=1, print_every=0)
+    for name in (other.checkpoint.name, other.checkpoint.arrays):
+        (trained.workdir.path / name).write_bytes((other.workdir.path / name).read_bytes())
+    with pytest.warns(UserWarning, match='2 x 8'):
+        ms = ModelState.load(trained.workdir.path)
+    assert ms.hyper.layers == 1 and ms.checkpoint == trained.checkpoint
+    with pytest.warns(UserWarning, match='2 x 8'):
+        ms.restore()
+    assert ms.model.pos == 2
+    with pytest.raises(RNGRUError, match='2 x 8'):
+        ms.restore(other.checkpoint.name)
