@@ -15,7 +15,10 @@ from datetime import datetime, timedelta, timezone
 import report
 from arrays import loadarrays, savearrays
 from errors import CheckpointError, WorkDirError, checkint, reason
-from storage import Staged, dumpfacts, isourtemp, loadfacts, syncdir
+from storage import Staged, dumpfacts, isourtemp, loadfacts, removepair, syncdir
+
+
+KINDS = ('validation', 'training', 'untrained')     # of a checkpoint's loss
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +33,11 @@ class Checkpoint:
     arrays: str         # name of the file of its arrays, beside it
     checksum: str       # of that file
     facts: dict = field(hash=False)     # everything else that was stored with it
+
+    @property
+    def kind(self):
+        """What the loss is: 'validation', 'training' or 'untrained'."""
+        return self.facts['losskind'] if self.facts.get('losskind') in KINDS else ''
 
     def __repr__(self):
         return f'<Checkpoint {self.name}: loss {self.loss:.4f}, epoch {self.epoch}, position {self.pos}>'
@@ -194,6 +202,12 @@ class WorkDir:
                             arrayspath.unlink()
                     raise
             return self._read(factspath.name)
+
+    def remove(self, checkpoints):
+        """Remove these; what the disk refuses to remove stays, whole."""
+        for each in checkpoints:
+            with contextlib.suppress(OSError):
+                removepair(self.path / each.name)
 
     def checkpoints(self):
         """The checkpoints, a list, oldest first. One that can't be read is named in a warning and left out."""

@@ -11,7 +11,7 @@ import numpy as np
 import native
 import report
 import train
-from checkpoint import WorkDir
+from checkpoint import KINDS, WorkDir
 from dataset import CharSet, DataSet
 from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
@@ -233,20 +233,24 @@ class ModelState:
     def _writecheckpoint(self, loss, losskind, **facts):
         """Write a checkpoint of the network as it is; the Checkpoint. losskind: 'validation', 'training' or 'untrained'.
 
-        Raises FloatingPointError, and writes nothing, where the training has diverged.
+        Of those whose loss is 'training' only the newest is kept. Raises FloatingPointError, and writes nothing, where the training has
+        diverged, OSError where the disk refuses.
         """
+        if losskind not in KINDS:
+            raise ValueError(f'losskind takes one of {", ".join(KINDS)}, got {short(losskind)}')
         model, arrays = self.model, self.model.arrays()
         if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise FloatingPointError(train.diverged(self))
         self.checkpoint = self.workdir.writecheckpoint(
             loss, model.epoch, model.pos,
             {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), **facts}, arrays)
+        self.workdir.remove([each for each in self.workdir.scan()[0] if each.kind == 'training'][:-1])
         return self.checkpoint
 
     # --- Training -------------------------------------------------------------------------------------------------
 
     def trainmodel(self, num_rounds=1, batchsize=16, train_len=0, valid_len=0, print_every=1000, clear_state=False, *,
-                   threads=None, verbose=True):
+                   save_every=600, threads=None, verbose=True):
         """Train for some rounds, each with a validation and a checkpoint at its end.
 
         num_rounds   how many rounds
@@ -256,25 +260,31 @@ class ModelState:
                      about a third of an epoch's training
         print_every  steps between samples of 100 characters, counted across rounds, the first one before the first step; 0: none
         clear_state  start from a zero hidden state, at the position reached
+        save_every   seconds: after so many without a checkpoint one is written within the round, so that a long round loses little; 0: never.
+                     There is no validation: its loss is the mean training loss since the last checkpoint. Of these and of Ctrl-C's
+                     only the newest is kept, and none counts as best
         threads      of the native kernels, never stored; None: RN_GRU_THREADS, or as many as the process may use. The result doesn't depend on it
         verbose      False: say nothing
 
         The training function is compiled when it is first needed. Two rounds of 50 steps give bit for bit what one of 100 gives.
-        Ctrl-C ends after the step in hand with a checkpoint written, whose loss is the round's mean training loss; a second Ctrl-C ends at
+        Ctrl-C ends after the step in hand with a checkpoint written, whose loss is the mean training loss since the last one; a second Ctrl-C ends at
         once. Another batch size than before starts the epoch again, from a zero state.
-        Raises TypeError or ValueError for a wrong argument, FloatingPointError where the loss is no number any more.
+        Where the disk is full or gone in mid-training, that is said, training goes on in memory and the next checkpoint tries again.
+        Raises TypeError or ValueError for a wrong argument, FloatingPointError where the loss is no number any more, CheckpointError where
+        the last checkpoint could not be written (the network stays as it was trained).
         """
         num_rounds = checkint('num_rounds', num_rounds, 1)
         self.data.batchepoch(batchsize)         # refuses what is no batch size, or one too large for the text
         train_len, valid_len = checkint('train_len', train_len), checkint('valid_len', valid_len)
         print_every = checkint('print_every', print_every)
+        save_every = checkreal('save_every', save_every, 0)
         native.checkthreads(threads)
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len)
         self.workdir.checkwritable()
         with report.quiet(not verbose):
             native.setthreads(threads)
-            train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, clear_state)
+            train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, clear_state, save_every)
 
     # --- Generation -----------------------------------------------------------------------------------------------
 

@@ -50,8 +50,7 @@ class Staged:
     """
 
     def __init__(self, path):
-        self.path = path
-        self.temp = path.with_name(f'.{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp')
+        self.path, self.temp = path, _tempfor(path)
 
     def __enter__(self):
         _sweep(self.path.parent)
@@ -75,6 +74,22 @@ class Staged:
                 os.unlink(self.temp)
         finally:
             _writing.discard(self.temp.name)
+
+
+def _tempfor(path):
+    return path.with_name(f'.{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp')
+
+
+def removepair(facts):
+    """Remove a facts file and the arrays beside it; where that is broken off, _sweep finishes it.
+
+    The facts get a temporary file's name first: in one step there is no such checkpoint any more. Raises OSError.
+    """
+    temp = _tempfor(facts)
+    os.replace(facts, temp)
+    syncdir(facts.parent)
+    facts.with_suffix('.npz').unlink(missing_ok=True)
+    temp.unlink()
 
 
 def syncdir(path):

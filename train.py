@@ -4,11 +4,13 @@ import contextlib
 import math
 import signal
 import threading
+import time
 
 import numpy as np
 
 import native
 import report
+from errors import CheckpointError, reason
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 
@@ -36,7 +38,56 @@ class Interrupts:
             signal.signal(signal.SIGINT, self.before)
 
 
-def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_state):
+class Saver:
+    """Writes the checkpoints of one training; where the disk refuses, it says so and training goes on in memory.
+
+    save_every: seconds after which steps that no checkpoint holds yet get one, validation's time included; 0: never.
+    """
+
+    def __init__(self, ms, save_every):
+        self.ms, self.save_every = ms, save_every
+        self.last = time.monotonic()
+        self.losses = []            # of the steps that no checkpoint holds yet
+        self.error = None           # why the last checkpoint could not be written
+
+    def step(self, loss):
+        """A step of training is done; its loss."""
+        self.losses.append(loss)
+        self.saveifdue()
+
+    def saveifdue(self):
+        """Write a checkpoint where the last one is `save_every` seconds old and steps were made since."""
+        if self.save_every and self.losses and time.monotonic() - self.last >= self.save_every:
+            self.writetraining()
+
+    def write(self, loss, losskind, **facts):
+        """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
+        try:
+            checkpoint = self.ms._writecheckpoint(loss, losskind, **facts)
+        except OSError as error:
+            self.error = error
+            report.say(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
+                       'next checkpoint tries again.')
+            return None
+        finally:
+            self.last = time.monotonic()
+        self.losses, self.error = [], None
+        return checkpoint
+
+    def writetraining(self):
+        """Write one without a validation: its loss is the mean training loss of the steps since the last checkpoint."""
+        return self.write(float(np.mean(self.losses)), 'training')
+
+    def close(self):
+        """At the training's end: CheckpointError where the last checkpoint could not be written."""
+        if self.error:
+            batchsize = self.ms.model.get_state().shape[1]
+            raise CheckpointError(f"the last checkpoint could not be written to '{self.ms.workdir.path}' ({reason(self.error)}): the trained "
+                                  'network is in memory only, so make room and train on, if only for a step, as in '
+                                  f'ms.trainmodel(batchsize={batchsize}, train_len=1, valid_len=1)') from self.error
+
+
+def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_state, save_every):
     """Carry out `ModelState.trainmodel`, whose docstring tells what the checked arguments mean."""
     model, data = ms.model, ms.data
     epochsteps = data.batchepoch(batchsize)
@@ -46,21 +97,28 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
     if print_every:
         model.sampletext
     _placestate(model, batchsize, clear_state)
+    newest = ms.workdir.scan()[0][-1:]
+    if ms.checkpoint is not None and newest and newest[0].counter > ms.checkpoint.counter:
+        report.say(f'Going on from checkpoint {ms.checkpoint.name}; the directory holds a newer checkpoint, {newest[0].name}, which '
+                   'ms.restore() reads.')
     report.say(f'{ms._describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
                f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos}; '
                f'validation on the {_count(valid_len, "step")} behind each'
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if valid_len == epochsteps else '.'))
+    saver = Saver(ms, save_every)
     try:
         with Interrupts() as interrupts:
-            _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts)
+            _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts, saver)
     except (KeyboardInterrupt, FloatingPointError):
         # In mid-step or diverged: what is in memory is no state to go on from. The next use reads the last checkpoint.
         vars(ms).pop('model', None)
         report.say('The model is back at its last checkpoint.' if ms.checkpoint else 'The model is back at its first parameters.')
         raise
+    saver.close()
 
 
-def _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts):
+def _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts, saver):
+    before = (ms.checkpoint.kind, ms.checkpoint.loss) if ms.checkpoint is not None else ('', math.nan)
     steps = 0                                   # done since the call of trainmodel
     for i in range(num_rounds):
         title = f'Round {i + 1}/{num_rounds}'
@@ -72,31 +130,30 @@ def _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochs
                     _printsample(ms, steps)
                 losses.append(_step(ms, batchsize, epochsteps))
                 steps += 1
+                saver.step(losses[-1])
                 progress.step(np.mean(losses[-100:]))
         finally:
             progress.close()
-        loss = None if interrupts.asked else _validate(ms, batchsize, valid_len, epochsteps, interrupts, title)
-        if interrupts.asked and not losses:
-            report.say(f'Stopped before the first step of round {i + 1}: no checkpoint written.')
+        loss = None if interrupts.asked else _validate(ms, batchsize, valid_len, epochsteps, interrupts, saver, title)
+        if interrupts.asked:
+            stopped = f'Stopped in round {i + 1}, after {_count(len(losses), "step")} of {train_len:,}'
+            if not saver.losses:
+                report.say(f'{stopped}: nothing has changed since the last checkpoint.')
+            elif checkpoint := saver.writetraining():
+                report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}')
             return
         trainloss = float(np.mean(losses))
-        if interrupts.asked:
-            checkpoint = ms._writecheckpoint(trainloss, 'training')
-            report.say(f'Stopped in round {i + 1}, after {_count(len(losses), "step")} of {train_len:,}: mean training loss '
-                       f'{lossline(trainloss)}. Checkpoint {checkpoint.name}')
-            return
-        change = _change(ms.checkpoint, loss)
-        checkpoint = ms._writecheckpoint(loss, 'validation', trainloss=trainloss)
-        report.say(f'{title}: validation loss {lossline(loss)}{change}; training loss {trainloss:.4f}, at the end {np.mean(losses[-100:]):.4f}. '
-                   f'Checkpoint {checkpoint.name}')
+        checkpoint = saver.write(loss, 'validation', trainloss=trainloss)
+        report.say(f'{title}: validation loss {lossline(loss)}{_change(*before, loss)}; training loss {trainloss:.4f}, at the end '
+                   f'{np.mean(losses[-100:]):.4f}.' + (f' Checkpoint {checkpoint.name}' if checkpoint else ''))
+        before = 'validation', loss
 
 
-def _change(before, loss):
-    """How the validation loss has changed since the checkpoint before, if that has one too."""
-    kind = before and before.facts['losskind']
+def _change(kind, before, loss):
+    """How the validation loss has changed since the one before, if there was one or an untrained loss."""
     if kind not in ('validation', 'untrained'):
         return ''
-    return f', {abs(loss - before.loss):.4f} {"less" if loss <= before.loss else "more"} than {"before" if kind == "validation" else "untrained"}'
+    return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than {"before" if kind == "validation" else "untrained"}'
 
 
 def _count(number, thing):
@@ -152,7 +209,7 @@ def _step(ms, batchsize, epochsteps):
     return loss
 
 
-def _validate(ms, batchsize, valid_len, epochsteps, interrupts, title):
+def _validate(ms, batchsize, valid_len, epochsteps, interrupts, saver, title):
     """Mean loss over the next `valid_len` steps, from the current state, all of which stay as they are; None if interrupted."""
     model = ms.model
     pos, epoch, state = model.pos, model.epoch, model.get_state()
@@ -166,6 +223,7 @@ def _validate(ms, batchsize, valid_len, epochsteps, interrupts, title):
             pos, epoch, state = advance(pos, epoch, state, epochsteps)
             total += loss
             progress.step(total / (i + 1))
+            saver.saveifdue()
     finally:
         progress.close()
     return total / valid_len

@@ -247,12 +247,69 @@ def test_a_damaged_checkpoint_is_named_and_the_others_stay_usable(tmp_path):
     assert work.writecheckpoint(1, 0, 0, {}, {}).counter > made[1].counter
 
 
+def test_a_checkpoint_that_vanishes_while_it_is_read_gives_the_newest_then(tmp_path, monkeypatch):
+    work = WorkDir(tmp_path)
+    old = work.writecheckpoint(1, 0, 0, {}, ARRAYS)
+    made = []
+
+    def meanwhile(checkpoint):
+        """As a training elsewhere does: a newer one first, then the older one goes."""
+        if len(made) < 3:
+            made.append(work.writecheckpoint(1, 0, len(made) + 1, {}, ARRAYS))
+            work.remove([checkpoint])
+    found, arrays = work.newest(meanwhile)
+    assert found == made[-1] and found.pos == 3 and arrays['E'].tolist() == ARRAYS['E'].tolist() and old != found
+    assert names(tmp_path) == sorted([found.name, found.arrays])
+
+
+def test_a_checkpoint_that_vanishes_between_listing_and_reading_hides_no_newer_one(tmp_path, monkeypatch):
+    work = WorkDir(tmp_path)
+    old, read = work.writecheckpoint(1, 0, 0, {}, ARRAYS), WorkDir._read
+    made = []
+
+    def meanwhile(self, name):
+        if not made:
+            made.append(None)
+            made[0] = work.writecheckpoint(1, 0, 1, {}, ARRAYS)
+            work.remove([old])
+        return read(self, name)
+    monkeypatch.setattr(WorkDir, '_read', meanwhile)
+    assert work.checkpoints() == made
+
+
 def test_a_link_to_nowhere_is_a_damaged_checkpoint(tmp_path):
     work = WorkDir(tmp_path)
     made = work.writecheckpoint(1, 0, 0, {}, ARRAYS)
     os.symlink('nowhere', tmp_path / f'3{made.name}')
     with pytest.warns(UserWarning, match=f'3{made.name}.*cannot be read'):
         assert work.checkpoints() == [made]
+
+
+def test_a_removal_broken_off_anywhere_leaves_a_checkpoint_or_nothing_for_long(tmp_path, monkeypatch):
+    for at in range(1, 20):
+        work = WorkDir(tmp_path / str(at))
+        work.path.mkdir()
+        keep, old = [work.writecheckpoint(1, 0, i, {}, ARRAYS) for i in range(2)]
+        calls = [0]
+        with monkeypatch.context() as patch:
+            def step(real):
+                def call(*args, **kwargs):
+                    calls[0] += 1
+                    if calls[0] >= at:
+                        raise OSError(5, 'Input/output error')
+                    return real(*args, **kwargs)
+                return call
+            for name in 'replace', 'unlink', 'fsync':
+                patch.setattr(os, name, step(getattr(os, name)))
+            work.remove([old])
+        found = work.checkpoints()
+        assert found in ([keep, old], [keep])
+        assert all(work.loadarrays(each)['E'].tolist() == ARRAYS['E'].tolist() for each in found)
+        last = work.writecheckpoint(1, 0, 2, {}, ARRAYS)
+        assert len(names(work.path)) == 2 * len(work.checkpoints()) and work.checkpoints()[-1] == last
+        if calls[0] < at:
+            break
+    assert 3 < at < 19 and found == [keep]
 
 
 def test_a_checkpoint_copied_over_another_or_renamed_is_none(tmp_path):

@@ -47,7 +47,7 @@ def test_signatures_are_those_of_the_contract():
                                                     'seed': None, 'verbose': True}
     assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
-                                               'clear_state': False, 'threads': None, 'verbose': True}
+                                               'clear_state': False, 'save_every': 600, 'threads': None, 'verbose': True}
     assert defaults(generatestring) == {'numchars': 100, 'temp': 0.5}
     assert defaults(ModelState.sample) == {'numchars': 100, 'temp': 0.5, 'seed': None}
 
@@ -312,7 +312,8 @@ def test_restoring_a_checkpoint_that_is_not_there_lists_those_that_are(srcfile):
 TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), ({'batchsize': 0}, ValueError),
             ({'batchsize': 10 ** 6}, ValueError), ({'batchsize': '16'}, TypeError), ({'batchsize': True}, TypeError),
             ({'train_len': -1}, ValueError), ({'valid_len': -1}, ValueError), ({'print_every': -5}, ValueError),
-            ({'train_len': float('nan')}, TypeError)]
+            ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
+            ({'save_every': None}, TypeError), ({'save_every': True}, TypeError)]
 
 
 @pytest.mark.parametrize('options, error', TRAINING)

@@ -17,7 +17,7 @@ import pytest
 
 import report
 import train
-from rn_rnn_char import ModelState
+from rn_rnn_char import ModelState, RNGRUError
 
 ROOT = Path(__file__).parent.parent
 TEXT = ''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(40))
@@ -259,3 +259,180 @@ def test_printing_and_sampling_change_no_training(make):
     busy.sample(20), busy.trackneurons('abc'), busy.sample(5, seed=9)
     busy.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=2)
     assert_same(quiet, busy)
+
+
+def test_a_network_that_has_diverged_is_not_saved_over_a_good_one(make):
+    ms = make()
+    ms.model.trainstep = lambda *args: 1.0              # the loss of a step is that before its update
+    between(ms, {4: lambda: ms.model.params['c'].set_value(np.full(len(ms.charset), np.inf, np.float32))})
+    with pytest.raises(FloatingPointError, match='ms.restore'):
+        ms.trainmodel(train_len=9, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)
+    assert [c.pos for c in ms.checkpoints()] == [0, 3]
+    ms.restore()
+    assert ms.model.pos == 3 and len(ms.sample(5)) == 5
+
+
+# --- A disk that refuses ----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def disk(monkeypatch):
+    """`disk.full = True`: every file that is made from then on can't be."""
+    import storage
+
+    class Disk:
+        full = False
+    realopen = open
+
+    def opening(path, mode):
+        if Disk.full and 'x' in mode:
+            raise OSError(28, 'No space left on device')
+        return realopen(path, mode)
+    monkeypatch.setattr(storage, 'open', opening, raising=False)
+    return Disk
+
+
+def between(ms, actions):
+    """Have `actions[n]` called before the n-th step from now."""
+    trainstep, count = ms.model.trainstep, [0]
+
+    def step(*args):
+        count[0] += 1
+        actions.get(count[0], int)()
+        return trainstep(*args)
+    ms.model.trainstep = step
+
+
+def test_a_full_disk_in_mid_training_is_said_and_the_next_checkpoint_tries_again(make, disk, monkeypatch, capsys):
+    ms, straight = make(), make('straight')
+    between(ms, {3: lambda: setattr(disk, 'full', True), 9: lambda: setattr(disk, 'full', False)})
+    monkeypatch.setattr(report, 'verbose', True)
+    ms.trainmodel(num_rounds=3, train_len=4, batchsize=8, valid_len=1, print_every=0)
+    out = capsys.readouterr().out
+    assert out.count('could not be written (No space left on device)') == 2 and out.count('Checkpoint ') == 1
+    assert [c.pos for c in ms.checkpoints()] == [0, 12]
+    straight.trainmodel(train_len=12, batchsize=8, valid_len=1, print_every=0)
+    assert_same(straight, ModelState.load(ms.workdir.path))
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_keeps_the_network(make, disk):
+    ms = make()
+    between(ms, {3: lambda: setattr(disk, 'full', True)})
+    with pytest.raises(RNGRUError, match='No space left on device') as raised:
+        ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=0)
+    assert '\n' not in str(raised.value) and len(ms.checkpoints()) == 1
+    assert ms.model.pos == 8 and len(ms.sample(5)) == 5
+    disk.full = False
+    eval(re.search(r'ms\.trainmodel\(.*?\)', str(raised.value))[0])        # as a person would type it
+    assert ms.checkpoint == ms.checkpoints()[-1] and ms.checkpoint.pos == 9 and ms.checkpoint.kind == 'validation'
+    assert_same(ms, ModelState.load(ms.workdir.path))
+
+
+def test_ctrl_c_on_a_full_disk_is_an_error_that_keeps_the_network(make, disk):
+    ms = make()
+    between(ms, {3: lambda: (setattr(disk, 'full', True), os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01))})
+    with pytest.raises(RNGRUError, match='ms.trainmodel'):
+        ms.trainmodel(train_len=40, batchsize=8, valid_len=1, print_every=0)
+    disk.full = False
+    ms.trainmodel(train_len=1, batchsize=8, valid_len=1, print_every=0)
+    assert [c.pos for c in ms.checkpoints()] == [0, 4]
+
+
+def test_a_directory_that_vanishes_in_mid_training_and_comes_back_has_lost_nothing(make):
+    ms = make()
+    path = ms.workdir.path
+    between(ms, {3: lambda: path.rename(path.parent / 'gone'), 7: lambda: (path.parent / 'gone').rename(path)})
+    ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=0)
+    assert_same(ms, ModelState.load(path))
+    between(ms, {2: lambda: path.rename(path.parent / 'gone')})
+    with pytest.raises(RNGRUError, match='could not be written'):
+        ms.trainmodel(train_len=4, batchsize=8, valid_len=1, print_every=0)
+    assert ModelState.load(path.parent / 'gone').checkpoint.pos == 8
+
+
+# --- Checkpoints within a round ---------------------------------------------------------------------------------------
+
+class PowerOff(BaseException):
+    """What no code of ours expects, at a moment of the test's choice."""
+
+
+@pytest.mark.parametrize('at', [1, 4, 10, 11, 19])
+def test_a_round_that_is_cut_off_goes_on_from_its_last_save_bit_for_bit(make, at):
+    ms, straight = make(regcost=0.1), make('straight', regcost=0.1)
+    straight.trainmodel(train_len=25, batchsize=16, valid_len=3, print_every=0, save_every=0)       # 10 steps an epoch
+
+    def poweroff():
+        raise PowerOff
+    between(ms, {at + 1: poweroff})
+    with pytest.raises(PowerOff):
+        ms.trainmodel(train_len=25, batchsize=16, valid_len=3, print_every=0, save_every=1e-9)
+    ms = ModelState.load(ms.workdir.path)
+    assert (ms.checkpoint.kind, ms.checkpoint.epoch * 10 + ms.checkpoint.pos) == ('training', at)
+    ms.trainmodel(train_len=25 - at, batchsize=16, valid_len=3, print_every=0)
+    assert_same(straight, ModelState.load(ms.workdir.path))
+    assert ms.checkpoint.loss == straight.checkpoint.loss
+
+
+def test_saves_within_a_round_take_turns_in_one_slot_and_run_no_validation(make, monkeypatch):
+    ms = make()
+    now, seen, losses = [0.0], [], []
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
+    trainstep = ms.model.trainstep
+
+    def step(*args):
+        now[0] += 10
+        seen.append([(c.kind, c.pos) for c in ms.checkpoints()])
+        losses.append(trainstep(*args))
+        return losses[-1]
+    ms.model.trainstep = step
+    evaluated = []
+    evaluate = ms.model.evaluate
+    ms.model.evaluate = lambda *args: evaluated.append(len(losses)) or evaluate(*args)
+    ms.trainmodel(num_rounds=2, train_len=8, batchsize=8, valid_len=1, print_every=0, save_every=30)
+    first = [('untrained', 0)]
+    second = first + [('training', 6), ('validation', 8)]
+    assert seen == [first] * 3 + [first + [('training', 3)]] * 3 + [first + [('training', 6)]] * 2 \
+        + [second] * 3 + [first + [('validation', 8), ('training', 11)]] * 3 + [first + [('validation', 8), ('training', 14)]] * 2
+    assert evaluated == [8, 16]
+    assert [c.loss for c in ms.checkpoints() if c.kind == 'training'] == [pytest.approx(np.mean(losses[11:14]))]
+    assert len(list(ms.workdir.path.iterdir())) == 2 + 2 * 4
+
+
+def test_a_long_validation_does_not_keep_steps_unsaved(make, monkeypatch):
+    ms, now = make(), [0.0]
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
+    evaluate, kinds = ms.model.evaluate, []
+
+    def slow(*args):
+        kinds.append(ms.checkpoints()[-1].kind)
+        now[0] += 400
+        return evaluate(*args)
+    ms.model.evaluate = slow
+    ms.trainmodel(train_len=3, batchsize=8, valid_len=4, print_every=0)
+    assert kinds == ['untrained', 'untrained', 'training', 'training']
+    assert [c.pos for c in ms.checkpoints()] == [0, 3, 3]
+
+
+def test_going_on_from_an_older_checkpoint_is_said(make, monkeypatch, capsys):
+    ms = make()
+    elsewhere = ModelState.load(ms.workdir.path)
+    elsewhere.restore()
+    ms.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=0)
+    monkeypatch.setattr(report, 'verbose', True)
+    elsewhere.trainmodel(train_len=2, batchsize=8, valid_len=1, print_every=0)
+    assert f'newer checkpoint, {ms.checkpoint.name}' in capsys.readouterr().out
+    elsewhere.trainmodel(train_len=2, batchsize=8, valid_len=1, print_every=0)
+    assert 'newer checkpoint' not in capsys.readouterr().out
+
+
+def test_save_every_0_writes_at_the_rounds_ends_only(make, monkeypatch):
+    ms, now = make(), [0.0]
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now.append(now[-1] + 10000) or now[-1])
+    ms.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=0, save_every=0)
+    assert [c.kind for c in ms.checkpoints()] == ['untrained', 'validation']
+
+
+def test_the_ctrl_c_checkpoint_takes_the_slot_too(make):
+    ms = make()
+    between(ms, {4: lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01))})
+    ms.trainmodel(train_len=9, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)
+    assert [(c.kind, c.pos) for c in ms.checkpoints()] == [('untrained', 0), ('training', 4)]
