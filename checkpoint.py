@@ -3,6 +3,7 @@
     <MODELTYPE>-<layers>x<state_size>-state.p      the model's facts            (savefacts, loadfacts)
     <UTC time>-<loss>-model.p                      a checkpoint's facts         (WorkDir.writecheckpoint)
     <UTC time>-<loss>-model.npz                    the same one's arrays        (savearrays, loadarrays)
+    training.lock                                  who trains here              (lock)
 
 Every name inside is relative: the directory may be moved or copied whole.
 """
@@ -15,6 +16,7 @@ from datetime import datetime, timedelta, timezone
 import report
 from arrays import loadarrays, savearrays
 from errors import CheckpointError, WorkDirError, checkint, reason
+from lock import LOCKFILE, trainlock
 from storage import Staged, dumpfacts, isourtemp, loadfacts, removepair, syncdir
 
 
@@ -80,12 +82,13 @@ class WorkDir:
 
         names: bare names of the files that the block will write besides state and checkpoints. Should the block
         raise, by Ctrl-C too, the disk is put back as it was: these files, state, checkpoints and the directories made
-        here are removed, never what was there before. Raises WorkDirError, before anything is written, when the
-        directory holds a model or has a file of one of these names, is no directory or can't be written.
+        here are removed, never what was there before. While the block runs, the directory is locked. Raises
+        WorkDirError, before anything is written, when the directory holds a model or has a file of one of these names (other than
+        what a killed process left), is no directory, can't be written, or somebody else is at it.
         """
         if not all(map(_isbare, names)):
             raise ValueError(f'{names} are not bare file names')
-        before, missing = None, []
+        before, missing, lock = None, [], contextlib.ExitStack()
         try:
             try:
                 if self.path.exists():
@@ -96,7 +99,10 @@ class WorkDir:
                 for directory in reversed(missing):
                     directory.mkdir()
                     syncdir(directory.parent)
-                before = os.listdir(self.path)          # from here on there is something to undo
+                listing = os.listdir(self.path)
+                lock.enter_context(trainlock(self.path))
+                self._refuseused(os.listdir(self.path), names)
+                before = listing                        # from here on there is something to undo
             except OSError as err:
                 raise self._unusable(err) from err
             self.checkwritable()
@@ -110,6 +116,8 @@ class WorkDir:
                 with contextlib.suppress(OSError):              # not empty: another's
                     directory.rmdir()
             raise
+        finally:
+            lock.close()
 
     def checkwritable(self):
         """WorkDirError where no file can be made here, which is known by making one."""
@@ -130,12 +138,13 @@ class WorkDir:
         if any(map(_isfacts, found)):
             raise WorkDirError(f"'{self.path}' holds the checkpoints of a model whose state file is gone: "
                                "name another directory for the new one")
-        if taken := [name for name in names if name in found]:
+        taken = [name for name in names if name in found]
+        if taken and LOCKFILE not in found:             # with it, a process killed on its way to a model left them
             raise WorkDirError(f"'{self.path}' already has a file {taken[0]!r}: name another directory")
 
     @staticmethod
     def _isours(name, names):
-        return name in names or _isstate(name) or name.endswith(('-model.p', '-model.npz')) or isourtemp(name)
+        return name in names or name == LOCKFILE or _isstate(name) or name.endswith(('-model.p', '-model.npz')) or isourtemp(name)
 
     def _names(self):
         try:

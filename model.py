@@ -17,6 +17,7 @@ from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
 from hyperparams import HyperParams, checknames, nearest
 from layers import MODELTYPES
+from lock import trainlock
 from storage import filechecksum, loadfacts, savefacts
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
@@ -271,7 +272,8 @@ class ModelState:
         once. Another batch size than before starts the epoch again, from a zero state.
         Where the disk is full or gone in mid-training, that is said, training goes on in memory and the next checkpoint tries again.
         Raises TypeError or ValueError for a wrong argument, FloatingPointError where the loss is no number any more, CheckpointError where
-        the last checkpoint could not be written (the network stays as it was trained).
+        the last checkpoint could not be written (the network stays as it was trained), WorkDirError where another process is
+        training in the directory.
         """
         num_rounds = checkint('num_rounds', num_rounds, 1)
         self.data.batchepoch(batchsize)         # refuses what is no batch size, or one too large for the text
@@ -282,7 +284,7 @@ class ModelState:
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len)
         self.workdir.checkwritable()
-        with report.quiet(not verbose):
+        with report.quiet(not verbose), trainlock(self.workdir.path):
             native.setthreads(threads)
             train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, clear_state, save_every)
 

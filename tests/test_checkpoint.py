@@ -368,7 +368,7 @@ def test_a_new_model_gets_its_directory_with_parents(tmp_path):
     with WorkDir(tmp_path / 'a' / 'b').create('data.npy') as work:
         savefacts(work.path / STATE, {'x': 1})
         work.writecheckpoint(1, 0, 0, {}, {})
-    assert work.path == tmp_path / 'a' / 'b' and len(names(work.path)) == 3 and work.statefile().name == STATE
+    assert work.path == tmp_path / 'a' / 'b' and len(names(work.path)) == 4 and work.statefile().name == STATE
 
 
 @pytest.mark.parametrize('where, error', [('new', OSError), ('a/b/new', KeyboardInterrupt), ('there', KeyboardInterrupt)])

@@ -394,7 +394,7 @@ def test_saves_within_a_round_take_turns_in_one_slot_and_run_no_validation(make,
         + [second] * 3 + [first + [('validation', 8), ('training', 11)]] * 3 + [first + [('validation', 8), ('training', 14)]] * 2
     assert evaluated == [8, 16]
     assert [c.loss for c in ms.checkpoints() if c.kind == 'training'] == [pytest.approx(np.mean(losses[11:14]))]
-    assert len(list(ms.workdir.path.iterdir())) == 2 + 2 * 4
+    assert len(list(ms.workdir.path.iterdir())) == 3 + 2 * 4
 
 
 def test_a_long_validation_does_not_keep_steps_unsaved(make, monkeypatch):
