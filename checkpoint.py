@@ -8,6 +8,7 @@
 Every name inside is relative: the directory may be moved or copied whole.
 """
 import contextlib
+import math
 import os
 import pathlib
 from dataclasses import dataclass, field
@@ -43,6 +44,26 @@ class Checkpoint:
 
     def __repr__(self):
         return f'<Checkpoint {self.name}: loss {self.loss:.4f}, epoch {self.epoch}, position {self.pos}>'
+
+
+class Checkpoints(list):
+    """Checkpoints, oldest first: a list that shows itself as a table."""
+
+    @property
+    def best(self):
+        """The one with the lowest validation loss, the newest of equals; None without any."""
+        validated = [each for each in reversed(self) if each.kind == 'validation' and math.isfinite(each.loss)]
+        return min(validated, key=lambda each: each.loss, default=None)
+
+    def __repr__(self):
+        if not self:
+            return 'No checkpoints yet.'
+        best = self.best
+        lines = ['time (UTC)           epoch  position  nats/char   bits  loss         name']
+        for each in self:
+            lines.append(f'{each.time:%Y-%m-%d %H:%M:%S}  {each.epoch:5}  {each.pos:8}  {each.loss:9.4f}  {each.loss / math.log(2):5.2f}  '
+                         f'{each.kind:10}{"*" if each is best else " "}  {each.name}')
+        return '\n'.join(lines + ['* the best'] * (best is not None))
 
 
 _FIELDS = {'loss': float, 'epoch': int, 'pos': int, 'time': str, 'counter': int, 'arrays': str, 'checksum': str, 'facts': dict}
@@ -212,6 +233,12 @@ class WorkDir:
                     raise
             return self._read(factspath.name)
 
+    def prune(self, keep):
+        """Remove all checkpoints of rounds' ends but the `keep` newest and the best one."""
+        found = self.scan()[0]
+        best = found.best
+        self.remove(each for each in [known for known in found if known.kind != 'training'][:-keep] if each is not best)
+
     def remove(self, checkpoints):
         """Remove these; what the disk refuses to remove stays, whole."""
         for each in checkpoints:
@@ -219,19 +246,25 @@ class WorkDir:
                 removepair(self.path / each.name)
 
     def checkpoints(self):
-        """The checkpoints, a list, oldest first. One that can't be read is named in a warning and left out."""
+        """The Checkpoints, oldest first. One that can't be read is named in a warning and left out."""
         found, bad = self.scan()
         for err in bad:
             report.warn(str(err))
         return found
 
     def checkpoint(self, name):
-        """The Checkpoint of that name, as checkpoints() lists it.
+        """The Checkpoint of that name, as checkpoints() lists it; 'latest' and 'best' (by validation loss) name one too.
 
         Raises CheckpointError when there is none or it is damaged, ValueError when the name has a directory in it.
         """
         if type(name) is not str:
             raise TypeError(f'a checkpoint is named by a str, the .name of one of checkpoints(), not by {name!r}')
+        if name in ('latest', 'best'):
+            found = self.checkpoints()
+            if (found if name == 'latest' else found.best):
+                return found[-1] if name == 'latest' else found.best
+            raise CheckpointError(f"'{self.path}' holds no checkpoint {'yet' if name == 'latest' else 'with a validation loss yet'}: "
+                                  'trainmodel() makes one')
         if not _isbare(name):
             raise ValueError(f'{name!r} is not a bare file name: give the .name of one of checkpoints()')
         if _isfacts(name) and name in self._names():
@@ -276,7 +309,7 @@ class WorkDir:
                 return None, None
 
     def scan(self):
-        """(the readable checkpoints, oldest first; CheckpointErrors of the others, oldest name first)."""
+        """(the readable Checkpoints, oldest first; CheckpointErrors of the others, oldest name first)."""
         again = True
         while again:        # while one that was listed is gone: a newer one, not listed yet, may have taken its place
             found, bad, again = [], [], False
@@ -288,7 +321,7 @@ class WorkDir:
                 except FileNotFoundError:
                     again = True
                     break
-        return sorted(found, key=lambda known: (known.counter, known.time, known.name)), bad
+        return Checkpoints(sorted(found, key=lambda known: (known.counter, known.time, known.name))), bad
 
     def _read(self, name):
         try:

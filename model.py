@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+import info
 import native
 import report
 import train
@@ -33,8 +34,9 @@ class ModelState:
         text = ms.sample(500)                                                           # the same, as a str
 
         ms = ModelState.load('book')        # in another session
-        ms.checkpoints()                    # what was kept, oldest first
-        ms.restore()                        # parameters back from the last checkpoint; restore(name) from an earlier one
+        ms.checkpoints()                    # what was kept, oldest first, as a table
+        ms.restore()                        # parameters back from the last checkpoint; restore('best'), restore(name) from an earlier one
+        ms.info()                           # what is in the directory, and whether it is whole
 
     Attributes: hyper (HyperParams; `ms.hyper.learnrate = 0.0005` holds from the next step on), charset (CharSet), data (DataSet), model
     (the network: get_params(), set_params(dict), epoch, pos), checkpoint (the last one read or written, or None), modeltype, numchars,
@@ -202,16 +204,21 @@ class ModelState:
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 
     def checkpoints(self):
-        """The checkpoints, a list, oldest first.
+        """The checkpoints, a list, oldest first, that the shell shows as a table.
 
-        Each has .name, .loss (nats/char), .kind (of its loss: 'validation', 'training' or 'untrained'), .epoch, .pos and .time (UTC).
+        Each has .name, .loss (nats/char), .kind (of its loss: 'validation', 'training' or 'untrained'), .epoch, .pos and .time (UTC);
+        the list's .best is the one with the lowest validation loss.
         """
         return self.workdir.checkpoints()
+
+    def info(self):
+        """What is in the model's directory and what state it is in: a text that the shell shows. Reads every file, about a second a GB."""
+        return info.describe(self, DATAFILE)
 
     def restore(self, name=None, *, threads=None, verbose=True):
         """Put data and parameters back from the last checkpoint, or the one called `name`, and compile what generates text.
 
-        name: a bare file name, as checkpoints() lists them
+        name: a bare file name, as checkpoints() lists them, or 'best' (the lowest validation loss) or 'latest'
         threads: of the native kernels; None: RN_GRU_THREADS, or as many as the process may use
         verbose: False: say nothing
 
@@ -251,7 +258,7 @@ class ModelState:
     # --- Training -------------------------------------------------------------------------------------------------
 
     def trainmodel(self, num_rounds=1, batchsize=16, train_len=0, valid_len=0, print_every=1000, clear_state=False, *,
-                   save_every=600, threads=None, verbose=True):
+                   save_every=600, keep=None, threads=None, verbose=True):
         """Train for some rounds, each with a validation and a checkpoint at its end.
 
         num_rounds   how many rounds
@@ -264,6 +271,7 @@ class ModelState:
         save_every   seconds: after so many without a checkpoint one is written within the round, so that a long round loses little; 0: never.
                      There is no validation: its loss is the mean training loss since the last checkpoint. Of these and of Ctrl-C's
                      only the newest is kept, and none counts as best
+        keep         how many of the rounds' checkpoints to keep, the newest, and the best one besides; None: all
         threads      of the native kernels, never stored; None: RN_GRU_THREADS, or as many as the process may use. The result doesn't depend on it
         verbose      False: say nothing
 
@@ -279,14 +287,14 @@ class ModelState:
         self.data.batchepoch(batchsize)         # refuses what is no batch size, or one too large for the text
         train_len, valid_len = checkint('train_len', train_len), checkint('valid_len', valid_len)
         print_every = checkint('print_every', print_every)
-        save_every = checkreal('save_every', save_every, 0)
+        save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
         native.checkthreads(threads)
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len)
         self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
             native.setthreads(threads)
-            train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, clear_state, save_every)
+            train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, clear_state, save_every, keep)
 
     # --- Generation -----------------------------------------------------------------------------------------------
 

@@ -112,6 +112,11 @@ def isourtemp(name):
     return bool(match) and match['host'] == _HOST and int(match['pid']) == os.getpid()
 
 
+def isanytemp(name):
+    """Whether `name` is that of a temporary file, whoever made it."""
+    return bool(_TEMP.fullmatch(name))
+
+
 def _sweep(directory):
     """Remove what killed processes left in `directory`: their temporary files, and the arrays they had not published.
 

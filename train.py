@@ -42,10 +42,11 @@ class Saver:
     """Writes the checkpoints of one training; where the disk refuses, it says so and training goes on in memory.
 
     save_every: seconds after which steps that no checkpoint holds yet get one, validation's time included; 0: never.
+    keep: how many of the rounds' checkpoints to keep besides the best one; None: all.
     """
 
-    def __init__(self, ms, save_every):
-        self.ms, self.save_every = ms, save_every
+    def __init__(self, ms, save_every, keep):
+        self.ms, self.save_every, self.keep = ms, save_every, keep
         self.last = time.monotonic()
         self.losses = []            # of the steps that no checkpoint holds yet
         self.error = None           # why the last checkpoint could not be written
@@ -72,6 +73,8 @@ class Saver:
         finally:
             self.last = time.monotonic()
         self.losses, self.error = [], None
+        if self.keep is not None:
+            self.ms.workdir.prune(self.keep)
         return checkpoint
 
     def writetraining(self):
@@ -87,7 +90,7 @@ class Saver:
                                   f'ms.trainmodel(batchsize={batchsize}, train_len=1, valid_len=1)') from self.error
 
 
-def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_state, save_every):
+def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_state, save_every, keep):
     """Carry out `ModelState.trainmodel`, whose docstring tells what the checked arguments mean."""
     model, data = ms.model, ms.data
     epochsteps = data.batchepoch(batchsize)
@@ -105,7 +108,7 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
                f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos}; '
                f'validation on the {_count(valid_len, "step")} behind each'
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if valid_len == epochsteps else '.'))
-    saver = Saver(ms, save_every)
+    saver = Saver(ms, save_every, keep)
     try:
         with Interrupts() as interrupts:
             _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts, saver)

@@ -47,7 +47,7 @@ def test_signatures_are_those_of_the_contract():
                                                     'seed': None, 'verbose': True}
     assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
-                                               'clear_state': False, 'save_every': 600, 'threads': None, 'verbose': True}
+                                               'clear_state': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
     assert defaults(generatestring) == {'numchars': 100, 'temp': 0.5}
     assert defaults(ModelState.sample) == {'numchars': 100, 'temp': 0.5, 'seed': None}
 
@@ -313,7 +313,7 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'batchsize': 10 ** 6}, ValueError), ({'batchsize': '16'}, TypeError), ({'batchsize': True}, TypeError),
             ({'train_len': -1}, ValueError), ({'valid_len': -1}, ValueError), ({'print_every': -5}, ValueError),
             ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
-            ({'save_every': None}, TypeError), ({'save_every': True}, TypeError)]
+            ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError)]
 
 
 @pytest.mark.parametrize('options, error', TRAINING)
@@ -461,3 +461,79 @@ def test_a_checkpoint_of_another_network_is_passed_over(trained, srcfile):
     assert ms.model.pos == 2
     with pytest.raises(RNGRUError, match='2 x 8'):
         ms.restore(other.checkpoint.name)
+
+
+# --- Living with checkpoints ------------------------------------------------------------------------------------------
+
+def losses(ms, *values):
+    """A checkpoint for each loss, at positions from 1 on; (loss, kind) for another kind than 'validation'."""
+    for pos, value in enumerate(values, 1):
+        ms.model.pos = pos
+        loss, kind = value if isinstance(value, tuple) else (value, 'validation')
+        ms._writecheckpoint(loss, kind)
+
+
+def test_checkpoints_show_themselves_as_a_table_with_the_best_starred(srcfile):
+    ms = make(srcfile)
+    losses(ms, 2.5, 1.25, (0.5, 'training'), 1.75)
+    found = ms.checkpoints()
+    head, *rows, legend = repr(found).splitlines()
+    assert isinstance(found, list) and len(rows) == len(found) == 5
+    for checkpoint, row in zip(found, rows):
+        columns = row.split()
+        assert columns[:2] == [f'{checkpoint.time:%Y-%m-%d}', f'{checkpoint.time:%H:%M:%S}'] and columns[-1] == checkpoint.name
+        assert columns[2:6] == [str(checkpoint.epoch), str(checkpoint.pos), f'{checkpoint.loss:.4f}', f'{checkpoint.loss / np.log(2):.2f}']
+        assert columns[6].startswith(checkpoint.kind)
+    assert ['*' in row for row in rows] == [False, False, True, False, False] and 'best' in legend
+    assert len({row.index('Z-') for row in rows}) == 1                      # in columns
+    assert repr(make(srcfile, 'other', init_checkpoint=False).checkpoints()) == 'No checkpoints yet.'
+
+
+def test_restore_takes_best_and_latest(srcfile):
+    ms = make(srcfile)
+    with pytest.raises(RNGRUError, match='validation loss yet'):
+        ms.restore('best')
+    losses(ms, 2.5, 1.25, 1.25, 3.0, (0.5, 'training'))
+    for name, pos in (('best', 3), ('latest', 5), ('best', 3), (None, 5)):  # of equals the newer one
+        ms.restore(name)
+        assert ms.model.pos == ms.checkpoint.pos == pos
+    with pytest.raises(RNGRUError, match='no checkpoint yet'):
+        make(srcfile, 'other', init_checkpoint=False).restore('latest')
+
+
+@pytest.mark.parametrize('keep, kept', [(1, [2, 6]), (2, [2, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6]), (None, [0, 1, 2, 3, 4, 5, 6])])
+def test_keep_removes_neither_the_best_nor_the_latest(srcfile, keep, kept, monkeypatch):
+    ms = make(srcfile)
+    values = iter([3.0, 1.0, 2.0, 2.0, 1.5, 2.5])
+    monkeypatch.setattr(model.train, '_validate', lambda *args: next(values))
+    ms.trainmodel(num_rounds=6, train_len=1, valid_len=1, print_every=0, keep=keep)
+    assert [c.pos for c in ms.checkpoints()] == kept
+    assert len([path for path in ms.workdir.path.iterdir() if path.suffix in ('.p', '.npz')]) == 2 * len(kept) + 1
+
+
+def test_keep_leaves_the_save_within_a_round(srcfile, monkeypatch):
+    ms = make(srcfile)
+    losses(ms, 3.0, 2.0, (0.5, 'training'))
+    ms.trainmodel(num_rounds=2, train_len=1, valid_len=1, print_every=0, keep=1)
+    assert [(c.kind, c.loss < 3) for c in ms.checkpoints()] == [('validation', True), ('training', True), ('validation', False)]
+
+
+def test_info_says_what_is_there_and_what_is_damaged(srcfile):
+    ms = make(srcfile)
+    losses(ms, 2.5, 1.25, 2.0)
+    (ms.workdir.path / 'notes.txt').write_text('mine')
+    first, best, last = ms.checkpoints()[-3:]
+    text = repr(ms.info())
+    assert text == str(ms.info()) and isinstance(ms.info(), str)
+    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}', f'best {best.name}',
+                 'notes.txt', 'Every file is whole.', 'Nobody is training here.', 'free on this disk'):
+        assert part in text
+    flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / model.DATAFILE)
+    (ms.workdir.path / last.arrays).unlink()
+    (ms.workdir.path / f'.x-model.p.{"0" * 8}-1-{"0" * 8}.tmp').write_text('x')
+    text = repr(ms.info())
+    damaged = [line for line in text.splitlines() if line.startswith('Damaged: ')]
+    assert [name in line for name, line in zip((first.name, best.arrays, last.arrays, model.DATAFILE), damaged, strict=True)] == [True] * 4
+    assert 'left over' in text and 'Every file is whole' not in text
+    with model.trainlock(ms.workdir.path):
+        assert 'is training here.' in repr(ms.info()) and 'Nobody' not in repr(ms.info())
