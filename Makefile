@@ -1,5 +1,6 @@
 # make demo: train on Python's own library and let the network write.   make shell: the interactive shell.
-# make test: the suite on both engines.   make test-long: more of it.   make clean: remove what these have made.
+# make test: the suite on both engines.   make test-long: more of it.   make fuzz: half an hour of fuzzing what reads files.
+# make clean: remove what these have made.
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 
@@ -18,6 +19,10 @@ test: .venv/ready-test .venv-theano/ready
 test-long: .venv/ready-test .venv-theano/ready
 	@RN_GRU_ENGINE=pytensor .venv/bin/python -m pytest
 	@if [ -x .venv-theano/bin/python ]; then RN_GRU_ENGINE=theano .venv-theano/bin/python -m pytest; fi
+
+fuzz: .venv/ready-test
+	@.venv/bin/python $(PIP) atheris
+	@.venv/bin/python tests/fuzz_storage.py -max_total_time=1800 -max_len=20000
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "RN-GRU needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -49,4 +54,4 @@ test-long: .venv/ready-test .venv-theano/ready
 clean:
 	rm -rf .venv .venv-theano demo .pytest_cache .hypothesis __pycache__ */__pycache__
 
-.PHONY: demo shell test test-long clean
+.PHONY: demo shell test test-long fuzz clean
