@@ -283,14 +283,17 @@ class WorkDir:
             raise CheckpointError(f"the arrays of {checkpoint.name!r} {gone} ('{self.path / checkpoint.arrays}'): "
                                   "restore another checkpoint") from err
 
-    def newest(self, expected):
+    def newest(self, expected, first=None):
         """(Checkpoint, arrays) of the newest checkpoint that is whole, or (None, None) where there is none at all.
 
         expected: a function, Checkpoint -> what loadarrays takes under this name; it may raise CheckpointError. Damaged
         ones are passed over and named, also where the directory holds no other: then CheckpointError.
+        first: a Checkpoint to be tried before them all.
         """
         while True:
             found, bad = self.scan()
+            if first is not None:
+                found, first = [*(each for each in found if each != first), first], None
             while found:
                 checkpoint = found.pop()
                 try:

@@ -161,8 +161,8 @@ class ModelState:
 
     @cached_property
     def model(self):
-        """The network (layers.ModelParams) with the parameters of the last checkpoint that is whole."""
-        return self._filled(None, self._newmodel())
+        """The network (layers.ModelParams) with the parameters of the last checkpoint read or written, or else of the newest whole one."""
+        return self._filled(None, self._newmodel(), self.checkpoint)
 
     @cached_property
     def data(self):
@@ -183,10 +183,13 @@ class ModelState:
         """Shapes and types of the arrays that the checkpoint must have; CheckpointError where it doesn't belong to this model."""
         return MODELTYPES[self.modeltype].expected(len(self.charset), self.hyper.layers, self.hyper.state_size, self._training(checkpoint)[1])
 
-    def _filled(self, name, model):
-        """`model` with the checkpoint called `name`, or None: the newest whole one, or else as the seed has it. Raises before anything has changed."""
+    def _filled(self, name, model, first=None):
+        """`model` with the checkpoint called `name`, or None: with `first` or the newest whole one, or else as the seed has it.
+
+        Raises before anything has changed.
+        """
         if name is None:
-            checkpoint, arrays = self.workdir.newest(self._expected)
+            checkpoint, arrays = self.workdir.newest(self._expected, first)
         else:
             checkpoint = self.workdir.checkpoint(name)
             arrays = self.workdir.loadarrays(checkpoint, self._expected(checkpoint))

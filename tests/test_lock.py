@@ -125,17 +125,19 @@ def test_readers_see_a_whole_state_while_another_process_trains_and_trainers_are
     process = subprocess.Popen([sys.executable, '-c', TRAIN.format(root=str(ROOT), path=str(path))], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b'ready\n'
-        seen, trained = set(), False
-        stale = ModelState.load(path)
+        seen, trained, stale = set(), False, None
         while len(seen) < 40:                   # the one slot is replaced all the time
             ms = ModelState.load(path)
             assert len(ms.sample(3)) == 3 if len(seen) % 20 == 0 else ms.model
             kinds = ms.checkpoint.kind, ms.checkpoints()[-1].kind
             assert set(kinds) == {'training'} or not trained, kinds         # old or new, never neither
             trained = trained or kinds[1] == 'training'
+            if stale is None and trained:
+                stale = ModelState.load(path)
             assert sum(c.kind == 'training' for c in ms.checkpoints()) <= 2
             seen.add(ms.checkpoint.name)
-        assert stale.model.pos or stale.model.epoch         # its checkpoint is long gone: the newest then
+        gone = stale.checkpoint
+        assert gone.kind == 'training' and stale.model and stale.checkpoint.counter > gone.counter       # the newest in its place
         with pytest.raises(WorkDirError, match=f'process {process.pid} '):
             ms.trainmodel(train_len=1, valid_len=1)
         with pytest.raises(WorkDirError):

@@ -409,6 +409,18 @@ def test_a_fallback_is_said_every_time(trained, capsys, monkeypatch):
         assert bad in out and f'going on with {trained.checkpoint.name}' in out and 'position 1.' in out
 
 
+def test_a_training_that_ends_badly_goes_back_to_the_checkpoint_it_came_from(trained):
+    first, middle, last = trained.checkpoints()
+    trained.restore(middle.name)
+    trained.model.params['c'].set_value(np.full(len(trained.charset), np.nan, np.float32))
+    with pytest.raises(FloatingPointError):
+        trained.trainmodel(train_len=1, valid_len=1, print_every=0)
+    assert trained.model.pos == 1 and trained.checkpoint == middle and np.isfinite(trained.model.get_params()['c']).all()
+    trained.workdir.remove([middle])
+    vars(trained).pop('model')
+    assert trained.model.pos == 2 and trained.checkpoint == last
+
+
 def test_where_no_checkpoint_is_whole_nothing_is_made_up(trained):
     for checkpoint in trained.checkpoints():
         flip(trained.workdir.path / checkpoint.arrays)
