@@ -41,8 +41,7 @@ def describe(ms, datafile):
              f'  checkpoints  {_size(size):>9}  {len(found)}' + (f', the latest {found[-1].name}' if found else '')
              + (f', the best {found.best.name}' if found.best else '')]
     if left:
-        lines.append(f'  left over    {_size(_sizes(directory, left)):>9}  {len(left)}, of writes under way or broken off: the next checkpoint clears '
-                     'away what is dead')
+        lines.append(f'  left over    {_size(_sizes(directory, left)):>9}  {len(left)}, of writes under way or broken off: the next one clears up')
     if others:
         listed = sorted(others)
         lines.append(f'  others       {_size(_sizes(directory, others)):>9}  {", ".join(listed[:5])}{", ..." if len(listed) > 5 else ""}')
