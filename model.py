@@ -245,10 +245,11 @@ class ModelState:
         """Write a checkpoint of the network as it is; the Checkpoint. losskind: 'validation', 'training' or 'untrained'.
 
         Of those whose loss is 'training' only the newest is kept. Raises FloatingPointError, and writes nothing, where the training has
-        diverged, OSError where the disk refuses.
+        diverged, OSError or WorkDirError where the disk refuses or the model's directory is gone.
         """
         if losskind not in KINDS:
             raise ValueError(f'losskind takes one of {", ".join(KINDS)}, got {short(losskind)}')
+        self.workdir.statefile()                # none: an empty directory in the model's place, as where a disk is unplugged
         model, arrays = self.model, self.model.arrays()
         if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise FloatingPointError(train.diverged(self))

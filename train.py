@@ -10,7 +10,7 @@ import numpy as np
 
 import native
 import report
-from errors import CheckpointError, reason
+from errors import CheckpointError, WorkDirError, reason
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 
@@ -65,7 +65,7 @@ class Saver:
         """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
         try:
             checkpoint = self.ms._writecheckpoint(loss, losskind, **facts)
-        except OSError as error:
+        except (OSError, MemoryError, WorkDirError) as error:
             self.error = error
             report.say(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
                        'next checkpoint tries again.')
@@ -102,8 +102,7 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
     _placestate(model, batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:]
     if ms.checkpoint is not None and newest and newest[0].counter > ms.checkpoint.counter:
-        report.say(f'Going on from checkpoint {ms.checkpoint.name}; the directory holds a newer checkpoint, {newest[0].name}, which '
-                   'ms.restore() reads.')
+        report.say(f'Going on from checkpoint {ms.checkpoint.name}, though the directory holds a newer checkpoint, {newest[0].name}.')
     report.say(f'{ms._describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
                f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos}; '
                f'validation on the {_count(valid_len, "step")} behind each'
