@@ -308,7 +308,8 @@ class WorkDir:
                     return checkpoint, arrays
             else:
                 if bad:
-                    raise CheckpointError(f"'{self.path}' has no checkpoint that is whole: {str(bad[-1]).rpartition(': ')[0]}") from bad[-1]
+                    raise CheckpointError(f"'{self.path}' has no checkpoint that is whole, {str(bad[-1]).rpartition(': ')[0]}: "
+                                          'put good copies back, or move these elsewhere to begin again from the seed') from bad[-1]
                 return None, None
 
     def scan(self):
