@@ -175,6 +175,8 @@ class ModelState:
             hyper = HyperParams(**checkpoint.facts['hyper'])
             if (hyper.layers, hyper.state_size) != (self.hyper.layers, self.hyper.state_size):
                 raise ValueError(f'it is of a network of {hyper.layers} x {hyper.state_size}')
+            if checkpoint.facts.get('textchecksum', self.textchecksum) != self.textchecksum:      # the first ones had none
+                raise ValueError('it was trained on another text')
             return hyper, checkint('batchsize', checkpoint.facts['batchsize'], 1)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f'the checkpoint {checkpoint.name} is damaged or of another model ({error}): restore another') from error
@@ -255,7 +257,8 @@ class ModelState:
             raise FloatingPointError(train.diverged(self))
         self.checkpoint = self.workdir.writecheckpoint(
             loss, model.epoch, model.pos,
-            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), **facts}, arrays)
+            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'textchecksum': self.textchecksum, **facts},
+            arrays)
         self.workdir.remove([each for each in self.workdir.scan()[0] if each.kind == 'training'][:-1])
         return self.checkpoint
 

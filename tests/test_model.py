@@ -1,6 +1,7 @@
 """What ModelState promises: DESIGN's calls, what they compile, and what they leave on the disk."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 from datetime import timezone
@@ -549,3 +550,15 @@ def test_info_says_what_is_there_and_what_is_damaged(srcfile):
     assert 'left over' in text and 'Every file is whole' not in text
     with model.trainlock(ms.workdir.path):
         assert 'is training here.' in repr(ms.info()) and 'Nobody' not in repr(ms.info())
+
+
+def test_a_checkpoint_of_another_text_is_refused_though_all_its_shapes_fit(srcfile):
+    ms = make(srcfile)
+    srcfile.write_text(TEXT[::-1])                   # the same characters, another text
+    other = make(srcfile, 'other')
+    for path in other.workdir.path.glob('*-model.*'):
+        shutil.copy(path, ms.workdir.path)
+    with pytest.raises(RNGRUError, match='another text'):
+        ms.restore(other.checkpoint.name)
+    ms.restore()
+    assert ms.checkpoint.name != other.checkpoint.name
