@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from errors import CheckpointError, reason
-from storage import CHUNK, FORMAT, Staged, checkformat, filedigest, newdigest
+from storage import CHUNK, FORMAT, Staged, checkformat, filedigest, newdigest, openregular
 
 # What NumPy writes for plain numbers. Matched, not evaluated: NumPy's own reader hands the text to Python's parser.
 _HEADER = re.compile(rb"\{'descr': '([<>|][biufc]\d{1,2})', 'fortran_order': (True|False), "
@@ -63,7 +63,7 @@ def loadarrays(path, expected=None, checksum=None):
     the file are with its length, before memory is taken. Raises CheckpointError when the file is damaged, is of a
     newer format or doesn't hold what is expected, FileNotFoundError when there is none.
     """
-    with open(path, 'rb') as file:
+    with openregular(path) as file:
         try:
             if checksum is not None and filedigest(file) != checksum:
                 raise ValueError('its checksum is wrong')

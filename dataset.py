@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from errors import WorkDirError, checkint, reason
-from storage import filechecksum
+from storage import filechecksum, openregular
 
 UNKNOWN = '\ufffd'
 UNKNOWNS = np.append(np.arange(0xD800, 0xE000), ord(UNKNOWN))       # code points of index 0: surrogates are no characters
@@ -181,6 +181,7 @@ class DataSet:
         """
         dtype = np.min_scalar_type(checkint('vocab', vocab, 1) - 1)
         try:
+            openregular(path).close()
             codes = np.load(path, mmap_mode='r', allow_pickle=False)
         except FileNotFoundError:
             raise WorkDirError(f"the encoded dataset {path} is missing: copy it back or start again from the source text") from None

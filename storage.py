@@ -15,6 +15,7 @@ import pickletools
 import platform
 import re
 import secrets
+import stat
 import time
 import zlib
 
@@ -149,9 +150,20 @@ def _isdead(temp, host, pid):
     return False
 
 
+def openregular(path):
+    """The file at `path`, open for reading; OSError where it is no regular file. A named pipe in its place would wait for ever."""
+    def opener(path, flags):
+        handle = os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(f"'{path}' is no regular file")
+        return handle
+    return open(path, 'rb', opener=opener)
+
+
 def filechecksum(path):
     """The SHA-256, in hexadecimal, of the file at `path`: about a second a GB."""
-    with open(path, 'rb') as file:
+    with openregular(path) as file:
         return filedigest(file)
 
 
@@ -184,7 +196,7 @@ def loadfacts(path):
     Raises WorkDirError when it is damaged (one changed bit is enough), not ours or of a newer format, FileNotFoundError
     when there is none.
     """
-    with open(path, 'rb') as file:
+    with openregular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             data = file.read(size) if size <= MAXBYTES else None

@@ -420,10 +420,10 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     if os.name == 'nt' or os.geteuid() == 0:        # whom permissions don't bind
         realopen = open
 
-        def refuse(path, mode):
+        def refuse(path, mode, **options):
             if 'x' in mode:
                 raise PermissionError(13, 'Permission denied')
-            return realopen(path, mode)
+            return realopen(path, mode, **options)
         monkeypatch.setattr(storage, 'open', refuse, raising=False)
     else:
         there.chmod(0o555)

@@ -375,7 +375,7 @@ def crashing(monkeypatch, at, cleanup):
     openfile = step(realopen)
     with monkeypatch.context() as patch:
         for module in storage, checkpoint:
-            patch.setattr(module, 'open', lambda path, mode: File(path, mode) if 'x' in mode else realopen(path, mode),
+            patch.setattr(module, 'open', lambda path, mode, **options: File(path, mode) if "x" in mode else realopen(path, mode, **options),
                           raising=False)
         for name in 'replace', 'fsync':
             patch.setattr(os, name, step(getattr(os, name)))
@@ -405,3 +405,12 @@ def test_a_crash_at_any_write_of_facts_leaves_the_old_or_the_new(tmp_path, monke
         if calls[0] < at:
             break
     assert 4 < at < 49 and not failed and seen == {'old', 'new'}
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'directory').mkdir()
+    for name in ('pipe', 'directory'):
+        for read in (storage.loadfacts, storage.filechecksum):
+            with pytest.raises(OSError, match='no regular file|directory'):
+                read(tmp_path / name)

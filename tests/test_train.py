@@ -283,10 +283,10 @@ def disk(monkeypatch):
         full = False
     realopen = open
 
-    def opening(path, mode):
+    def opening(path, mode, **options):
         if Disk.full and 'x' in mode:
             raise OSError(28, 'No space left on device')
-        return realopen(path, mode)
+        return realopen(path, mode, **options)
     monkeypatch.setattr(storage, 'open', opening, raising=False)
     return Disk
 
