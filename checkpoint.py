@@ -59,10 +59,9 @@ class Checkpoints(list):
         if not self:
             return 'No checkpoints yet.'
         best = self.best
-        lines = ['time (UTC)           epoch  position  nats/char   bits  loss         name']
+        lines = ['name: time (UTC), loss                      epoch position nats/char  loss']         # 80 columns hold it
         for each in self:
-            lines.append(f'{each.time:%Y-%m-%d %H:%M:%S}  {each.epoch:5}  {each.pos:8}  {each.loss:9.4f}  {each.loss / math.log(2):5.2f}  '
-                         f'{each.kind:10}{"*" if each is best else " "}  {each.name}')
+            lines.append(f'{each.name:43} {each.epoch:5} {each.pos:8} {each.loss:9.4f}{"*" if each is best else " "} {each.kind}')
         return '\n'.join(lines + ['* the best'] * (best is not None))
 
 

@@ -181,24 +181,20 @@ class DataSet:
         """
         dtype = np.min_scalar_type(checkint('vocab', vocab, 1) - 1)
         try:
+            if checksum is not None and filechecksum(path) != checksum:
+                raise ValueError('its checksum is wrong')
             openregular(path).close()
             codes = np.load(path, mmap_mode='r', allow_pickle=False)
         except FileNotFoundError:
             raise WorkDirError(f"the encoded dataset {path} is missing: copy it back or start again from the source text") from None
         except Exception as error:      # whatever a damaged header makes NumPy raise
-            raise WorkDirError(f"the encoded dataset {path} can't be read ({reason(error)}): "
+            raise WorkDirError(f"the encoded dataset {path} is damaged or can't be read ({reason(error)}): "
                                f"copy it back or start again from the source text") from error
         length = -(-checkint('numchars', numchars, 1) // checkint('seq_len', seq_len, 1)) * int(seq_len) + 1
         if not isinstance(codes, np.memmap) or codes.shape != (length,) or codes.dtype != dtype:
             found = f"{codes.dtype} of shape {codes.shape}" if isinstance(codes, np.ndarray) else "an archive"
             raise WorkDirError(f"the encoded dataset {path} doesn't belong to this model: it holds {found}, "
                                f"not {dtype} of shape {(length,)}; copy the right one back or start again from the source text")
-        try:
-            if checksum is not None and filechecksum(path) != checksum:
-                raise ValueError('its checksum is wrong')
-        except (OSError, ValueError) as error:
-            raise WorkDirError(f"the encoded dataset {path} is damaged ({reason(error)}): "
-                               f"copy it back or start again from the source text") from error
         return cls(codes, numchars, seq_len, vocab)
 
 

@@ -25,7 +25,7 @@ def describe(ms, datafile):
     state = ms.workdir.statefile()
     try:
         loadfacts(state)
-    except RNGRUError as error:
+    except (OSError, RNGRUError) as error:
         damaged.append(str(error).rpartition(': ')[0])
     if not _iswhole(directory / datafile, ms.textchecksum):
         damaged.append(f'the encoded text {datafile}')
@@ -44,7 +44,7 @@ def describe(ms, datafile):
         lines.append(f'  left over    {_size(_sizes(directory, left)):>9}  {len(left)}, of writes under way or broken off: the next one clears up')
     if others:
         listed = sorted(others)
-        lines.append(f'  others       {_size(_sizes(directory, others)):>9}  {", ".join(listed[:5])}{", ..." if len(listed) > 5 else ""}')
+        lines.append(f'  others       {_size(_sizes(directory, others)):>9}  {", ".join(map(ascii, listed[:5]))}{", ..." if len(listed) > 5 else ""}')
     lines += [f'Damaged: {text}.' for text in damaged] or ['Every file is whole.']
     who = holder(directory)
     lines.append(f'{who} is training here.' if who else 'Nobody is training here.')

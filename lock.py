@@ -8,12 +8,15 @@ says so (NFS does, a synced folder doesn't). Where there is no such lock (Window
 directory that can't be written) a line says so and work goes on.
 """
 import contextlib
+import errno
 import os
 import platform
+import stat
 import time
 
 import report
 from errors import WorkDirError, reason
+from storage import openregular
 
 try:
     import fcntl
@@ -38,7 +41,7 @@ def trainlock(directory):
 def holder(directory):
     """Who trains in `directory` now: 'process 4711 on laptop', or None."""
     with contextlib.suppress(OSError, AttributeError):
-        with open(directory / LOCKFILE, 'rb') as file:
+        with openregular(directory / LOCKFILE) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -53,10 +56,10 @@ def _lock(path):
         try:
             if fcntl is None:
                 raise OSError('this system has no flock')
-            file = open(path, 'a+b', buffering=0)
+            file = _open(path)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                with contextlib.suppress(OSError):      # a full disk: locked all the same
+                with contextlib.suppress(OSError):      # a full disk, another user's file: locked all the same
                     file.truncate(0)
                     file.write(f'process {os.getpid()} on {platform.node()}'.encode())
                 return file
@@ -70,9 +73,28 @@ def _lock(path):
         except OSError as error:
             if file is not None:
                 file.close()
-            report.say(f"'{path.parent}' could not be locked ({reason(error)}): see to it that nobody else trains there meanwhile.")
+            report.warn(f"'{path.parent}' could not be locked ({reason(error)}): see to it that nobody else trains there meanwhile.")
             return None
     return None
+
+
+def _open(path):
+    """The lock's file, made if need be, open unbuffered; WorkDirError for anything but a plain file, such as a link to another."""
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        try:
+            handle = os.open(path, os.O_RDWR | flags, 0o666)
+        except PermissionError:                 # another user's: it can be locked all the same
+            handle = os.open(path, os.O_RDONLY | flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise WorkDirError(f"'{path}' is no plain file: remove it") from None
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise WorkDirError(f"'{path}' is no plain file, or has other names too: remove it")
+    return open(handle, 'r+b' if os.access(path, os.W_OK) else 'rb', buffering=0)
 
 
 def _who(file):

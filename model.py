@@ -1,5 +1,6 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
+import hashlib
 import inspect
 import math
 import os
@@ -23,6 +24,7 @@ from storage import filechecksum, loadfacts, savefacts
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
+MOST = 2 ** 63 - 1                  # of what is stored as a whole number
 
 
 class ModelState:
@@ -77,9 +79,9 @@ class ModelState:
         init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
         checknames(hyper, inspect.signature(cls.initfromsrcfile).parameters)
         hyper = HyperParams(**hyper)
-        seq_len = checkint('seq_len', seq_len, 1)
+        seq_len = checkint('seq_len', seq_len, 1, MOST)
         MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
-        seed = secrets.randbits(48) if seed is None else checkint('seed', seed)
+        seed = secrets.randbits(48) if seed is None else checkint('seed', seed, 0, MOST)
         checksource(srcfile, encoding)
         with report.quiet(not verbose), directory.create(DATAFILE):
             report.say(f'Reading {srcfile} ...')
@@ -117,7 +119,8 @@ class ModelState:
             if facts['modeltype'] not in MODELTYPES:
                 raise ValueError(f'unknown model type {facts["modeltype"]!r}')
             ms = cls(directory, facts['modeltype'], HyperParams(**facts['hyper']), CharSet.fromfacts(facts['charset']),
-                     checkint('numchars', facts['numchars'], 1), checkint('seq_len', facts['seq_len'], 1), checkint('seed', facts['seed']),
+                     checkint('numchars', facts['numchars'], 1, MOST),
+                     checkint('seq_len', facts['seq_len'], 1, MOST), checkint('seed', facts['seed'], 0, MOST),
                      str(facts['textchecksum']))
         except (KeyError, TypeError, ValueError) as error:
             raise WorkDirError(f'{statefile} is damaged ({error}): copy it back from a backup, or start anew '
@@ -154,6 +157,12 @@ class ModelState:
             raise ValueError(f'the network has {before.layers} x {before.state_size} units for good, got {hyper.layers} x {hyper.state_size}')
         self._hyper = hyper
 
+    @property
+    def _identity(self):
+        """What tells this model's checkpoints from another's whose shapes are the same: a SHA-256."""
+        facts = repr((self.modeltype, self.charset.chars, self.textchecksum, self.seq_len))
+        return hashlib.sha256(facts.encode('utf-8', 'surrogatepass')).hexdigest()
+
     # --- What is read when it is needed ---------------------------------------------------------------------------
 
     def _newmodel(self):
@@ -167,6 +176,9 @@ class ModelState:
     @cached_property
     def data(self):
         """The encoded text (DataSet), memory-mapped, once its checksum is found right."""
+        return self._readdata()
+
+    def _readdata(self):
         return DataSet.load(self.workdir.path / DATAFILE, self.numchars, self.seq_len, len(self.charset), self.textchecksum)
 
     def _training(self, checkpoint):
@@ -175,9 +187,13 @@ class ModelState:
             hyper = HyperParams(**checkpoint.facts['hyper'])
             if (hyper.layers, hyper.state_size) != (self.hyper.layers, self.hyper.state_size):
                 raise ValueError(f'it is of a network of {hyper.layers} x {hyper.state_size}')
-            if checkpoint.facts.get('textchecksum', self.textchecksum) != self.textchecksum:      # the first ones had none
+            if checkpoint.facts.get('model', self._identity) != self._identity:       # the first ones had none
                 raise ValueError('it was trained on another text')
-            return hyper, checkint('batchsize', checkpoint.facts['batchsize'], 1)
+            batchsize = checkint('batchsize', checkpoint.facts['batchsize'], 1, MOST)
+            numseqs = -(-self.numchars // self.seq_len)
+            if checkpoint.pos and checkpoint.pos >= -(-numseqs // batchsize):
+                raise ValueError(f'its position {checkpoint.pos} lies beyond an epoch')
+            return hyper, batchsize
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f'the checkpoint {checkpoint.name} is damaged or of another model ({error}): restore another') from error
 
@@ -235,31 +251,34 @@ class ModelState:
         native.checkthreads(threads)
         verbose = checkbool('verbose', verbose)
         with report.quiet(not verbose):
-            vars(self).pop('data', None)            # so that it is checked again
-            self.data
+            data = self._readdata()                 # so that it is checked again
             self.model = model = self._filled(name, vars(self).get('model') or self._newmodel())     # one that is there keeps its functions
             report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
                        else 'No checkpoint yet: parameters drawn from the seed.')
+            self.data = data
             native.setthreads(threads)
             model.sampletext, model.allstates
 
     def _writecheckpoint(self, loss, losskind, **facts):
         """Write a checkpoint of the network as it is; the Checkpoint. losskind: 'validation', 'training' or 'untrained'.
 
-        Of those whose loss is 'training' only the newest is kept. Raises FloatingPointError, and writes nothing, where the training has
+        A 'training' one takes the place of the 'training' one that the network has come through; one that restore() has left
+        behind stays. Raises FloatingPointError, and writes nothing, where the training has
         diverged, OSError or WorkDirError where the disk refuses or the model's directory is gone.
         """
         if losskind not in KINDS:
             raise ValueError(f'losskind takes one of {", ".join(KINDS)}, got {short(losskind)}')
         self.workdir.statefile()                # none: an empty directory in the model's place, as where a disk is unplugged
-        model, arrays = self.model, self.model.arrays()
+        model, arrays, before = self.model, self.model.arrays(), self.checkpoint
+        slot = before and (before.name if before.kind == 'training' else before.facts.get('slot'))
         if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise FloatingPointError(train.diverged(self))
         self.checkpoint = self.workdir.writecheckpoint(
             loss, model.epoch, model.pos,
-            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'textchecksum': self.textchecksum, **facts},
+            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'model': self._identity, 'slot': slot, **facts},
             arrays)
-        self.workdir.remove([each for each in self.workdir.scan()[0] if each.kind == 'training'][:-1])
+        if losskind == 'training':
+            self.workdir.remove([each for each in self.workdir.scan()[0] if each.name == slot])
         return self.checkpoint
 
     # --- Training -------------------------------------------------------------------------------------------------
@@ -316,7 +335,7 @@ class ModelState:
         """
         numchars = checkint('numchars', numchars, 0, 10 ** 8)
         temp = checkreal('temp', temp, 0)
-        return self._drawtext(numchars, temp, None if seed is None else checkint('seed', seed))
+        return self._drawtext(numchars, temp, None if seed is None else checkint('seed', seed, 0, MOST))
 
     def _drawtext(self, numchars, temp, seed):
         """`sample` with a seed as numpy.random takes it."""

@@ -3,18 +3,18 @@
 `report.verbose = False` silences everything; `with report.quiet(True):` does so for a while.
 """
 
+import contextlib
 import os
 import sys
 import time
 import warnings
-from contextlib import contextmanager
 
 from tqdm import tqdm
 
 verbose = True
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet(silent=True):
     """Within the `with` block say nothing, where `silent`."""
     global verbose
@@ -29,8 +29,9 @@ def quiet(silent=True):
 def say(text=''):
     """Print a message for a person, above a progress bar if one is shown."""
     if verbose:
-        tqdm.write(printable(text), file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):  # whoever listened has gone (a closed pipe or terminal): work goes on
+            tqdm.write(printable(text), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def warn(text):
@@ -63,8 +64,9 @@ class Progress:
         """One more step is done; `loss`: what to show, nats per character."""
         self.done += 1
         if self.bar is not None:
-            self.bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
-            self.bar.update(self.unit)
+            with contextlib.suppress(OSError, ValueError):
+                self.bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
+                self.bar.update(self.unit)
         elif verbose:
             now = time.monotonic()
             if self.done == self.steps or (self.done * 10 // self.steps > (self.done - 1) * 10 // self.steps and now - self.line > 5):
@@ -76,7 +78,8 @@ class Progress:
     def close(self):
         """Take the bar away."""
         if self.bar is not None:
-            self.bar.close()
+            with contextlib.suppress(OSError, ValueError):
+                self.bar.close()
 
 
 def _onterminal():

@@ -196,12 +196,14 @@ def loadfacts(path):
     Raises WorkDirError when it is damaged (one changed bit is enough), not ours or of a newer format, FileNotFoundError
     when there is none.
     """
-    with openregular(path) as file:
-        try:
+    try:
+        with openregular(path) as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(size) if size <= MAXBYTES else None
-        except OSError as err:
-            raise WorkDirError(f"'{path}' cannot be read ({reason(err)}): put a good copy in its place") from err
+    except FileNotFoundError:
+        raise
+    except OSError as err:
+        raise WorkDirError(f"'{path}' cannot be read ({reason(err)}): put a good copy in its place") from err
     try:
         if data is not None and data[-_SEALSIZE:] != newdigest(data[:-_SEALSIZE]).digest():
             raise ValueError('its checksum is wrong')

@@ -67,14 +67,15 @@ class Saver:
             checkpoint = self.ms._writecheckpoint(loss, losskind, **facts)
         except (OSError, MemoryError, WorkDirError) as error:
             self.error = error
-            report.say(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
+            report.warn(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
                        'next checkpoint tries again.')
             return None
         finally:
             self.last = time.monotonic()
         self.losses, self.error = [], None
         if self.keep is not None:
-            self.ms.workdir.prune(self.keep)
+            with contextlib.suppress(OSError):      # the next checkpoint tries again
+                self.ms.workdir.prune(self.keep)
         return checkpoint
 
     def writetraining(self):
@@ -101,8 +102,8 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
         model.sampletext
     _placestate(model, batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:]
-    if ms.checkpoint is not None and newest and newest[0].counter > ms.checkpoint.counter:
-        report.say(f'Going on from checkpoint {ms.checkpoint.name}, though the directory holds a newer checkpoint, {newest[0].name}.')
+    if newest and newest[0].counter > (ms.checkpoint.counter if ms.checkpoint else 0):
+        report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer checkpoint, {newest[0].name}.')
     report.say(f'{ms._describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
                f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos}; '
                f'validation on the {_count(valid_len, "step")} behind each'

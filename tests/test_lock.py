@@ -179,3 +179,18 @@ ModelState.initfromsrcfile({str(tmp_path / 'text.txt')!r}, {str(tmp_path / 'work
         ModelState.load(tmp_path / 'work')
     ModelState.initfromsrcfile(tmp_path / 'text.txt', tmp_path / 'work', seq_len=10, state_size=8)
     assert ModelState.load(tmp_path / 'work').checkpoint.kind == 'untrained'
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no such links for everybody')
+@pytest.mark.parametrize('what', ['link', 'hard link', 'directory', 'pipe'])
+def test_a_lock_file_that_is_another_file_is_refused_and_left_alone(tmp_path, what):
+    victim = tmp_path / 'victim'
+    victim.write_text('precious')
+    path = tmp_path / lock.LOCKFILE
+    {'link': lambda: path.symlink_to(victim), 'hard link': lambda: os.link(victim, path), 'directory': path.mkdir,
+     'pipe': lambda: os.mkfifo(path)}[what]()
+    with pytest.raises(WorkDirError, match='no plain file'):
+        with lock.trainlock(tmp_path):
+            pass
+    assert lock.holder(tmp_path) is None
+    assert victim.read_text() == 'precious'
