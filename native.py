@@ -30,6 +30,7 @@ from errors import checkint, reason
 
 SOURCES = Path(__file__).parent / 'kernels'
 FLAGS = ['-O3', '-std=c++17', '-fPIC', '-pthread', '-fvisibility=hidden']
+NOMEMORY, NOTNUMBERS = 1, 2  # what the kernels' functions return
 MAXTHREADS = 256             # as many as the pool has seats for
 
 # Sets of x86 features that the kernels are compiled for, best first. What the processor answers decides, not what
@@ -44,6 +45,14 @@ class Layer(ctypes.Structure):
     _fields_ = ([(name, ctypes.c_int64) for name in ('T', 'B', 'K', 'H', 'N')] + [('input', ctypes.c_int)]
                 + [(name, ctypes.c_void_p) for name in ('X', 'x', 'E', 'a', 's0', 'U', 'W', 'b', 'S', 'G', 'dS',
                                                         'dX', 'dE', 'da', 'ds0', 'dU', 'dW', 'db')])
+
+
+class Sampler(ctypes.Structure):
+    """`rngru_sampler` of kernels/rngru.h."""
+
+    _fields_ = ([(name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps', 'first', 'last')]
+                + [('input', ctypes.c_int), ('temp', ctypes.c_double)]
+                + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms', 'states', 'chars', 'out', 'kept')])
 
 
 class NoCompiler(OSError):
@@ -161,6 +170,39 @@ def rmsprop(params, caches, gradients, weightcosts, learnrate, decay, clip):
     _call(library().rngru_rmsprop, n, *lists, sizes, _address(weightcosts), float(learnrate), float(decay), clip)
 
 
+def sample(source, layers, V, c, first, uniforms, temp, allowed, states, kept=None):
+    """Draw characters: (their indices (n, steps) int32, the packed weights for the next call's `kept`, or None where a logit is no number).
+
+    source: [] (one-hot) or [E, a]; layers: (U, W, b) of each; first (n,) int32; uniforms (n, steps) float64; allowed (V,) uint8;
+    states (L, n, H), which is changed. kept: what a call for a network of this shape gave; weights that have changed since are packed again.
+
+    A call of the library takes some 50 ms at the most, so that Ctrl-C is heard.
+    """
+    source, (V, c) = [np.ascontiguousarray(i) for i in source], [np.ascontiguousarray(i) for i in (V, c)]
+    layers = [[np.ascontiguousarray(i) for i in layer] for layer in layers]
+    uniforms, allowed, chars = np.ascontiguousarray(uniforms), np.ascontiguousarray(allowed), np.array(first, np.int32)
+    n, steps = uniforms.shape
+    drawn = np.empty((n, steps), np.int32)
+    pointers = [(ctypes.c_void_p * len(layers))(*(_address(i) for i in arrays)) for arrays in zip(*layers)]
+    sampler = Sampler(L=len(layers), H=len(V), K=len(layers[0][0]), N=len(c), n=n, steps=steps, input=2 if source else 1, temp=temp,
+                      Wv=_address(V), c=_address(c), allowed=_address(allowed), uniforms=_address(uniforms), states=_address(states),
+                      chars=_address(chars), out=_address(drawn))
+    for name, pointer in zip('UWb', pointers):
+        setattr(sampler, name, ctypes.addressof(pointer))
+    for name, array in zip('Ea', source):
+        setattr(sampler, name, _address(array))
+    if kept is None:
+        kept = np.zeros(library().rngru_sample_kept(ctypes.byref(sampler)), np.float32)
+    sampler.kept = _address(kept)
+    weights = V.size + sum(U.size + W.size for U, W, _ in layers)
+    piece = int(min(max(5e8 / (weights * n), 1), 10000))
+    for start in range(0, steps, piece):
+        sampler.first, sampler.last = start, min(start + piece, steps)
+        if _call(library().rngru_sample, ctypes.byref(sampler)) == NOTNUMBERS:
+            return drawn, None
+    return drawn, kept
+
+
 def _layer(source, inputs, S, G):
     """(a Layer that points to the arrays, the arrays that it must not outlive)."""
     *read, s0, U, W, b = kept = [np.ascontiguousarray(i) for i in inputs]
@@ -185,8 +227,10 @@ def _address(array):
 
 
 def _call(function, *arguments):
-    if function(*arguments):
+    code = function(*arguments)
+    if code == NOMEMORY:
         raise MemoryError('the kernels found no memory for a step: use a smaller batchsize, seq_len or network')
+    return code
 
 
 # --- The library ----------------------------------------------------------------------------------------------------------
@@ -259,5 +303,7 @@ def _declare(kernels):
     kernels.rngru_gru_forward.argtypes = kernels.rngru_gru_backward.argtypes = [ctypes.POINTER(Layer)]
     kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
     kernels.rngru_rmsprop.argtypes = [size, pointer, pointer, pointer, pointer, pointer] + [ctypes.c_float] * 3
+    kernels.rngru_sample.argtypes = kernels.rngru_sample_kept.argtypes = [ctypes.POINTER(Sampler)]
+    kernels.rngru_sample_kept.restype = size
     kernels.rngru_isa.restype = ctypes.c_char_p
     kernels.rngru_profile.restype = None

@@ -84,9 +84,9 @@ def sgemm(L, H, B, T, V):
 CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
 
 
-def _worker(name, setting, connection):
+def _worker(contender, setting, connection):
     try:
-        step = CONTENDERS[name](*setting)
+        step = contender(*setting)
         for _ in range(3):
             step()
         connection.send('ready')
@@ -102,12 +102,15 @@ def _worker(name, setting, connection):
         connection.send(times)
 
 
-def measure(setting, repeats):
-    """Median seconds a step by contender; those whose library is missing are left out."""
+def measure(setting, repeats, contenders=CONTENDERS):
+    """Median seconds a step by contender; those whose library is missing are left out.
+
+    contenders: name -> a function of a module that a process of its own can import, from the setting to what takes a step.
+    """
     context, workers = multiprocessing.get_context('spawn'), {}
-    for name in CONTENDERS:
+    for name, contender in contenders.items():
         here, there = context.Pipe()
-        process = context.Process(target=_worker, args=(name, setting, there), daemon=True)
+        process = context.Process(target=_worker, args=(contender, setting, there), daemon=True)
         process.start()
         there.close()                           # so that a worker that dies ends the wait for it
         if (answer := here.recv()) == 'ready':
@@ -133,11 +136,8 @@ def main():
     parser.add_argument('--repeats', type=int, default=9, help='turns of 5 steps each')
     parser.add_argument('--profile', action='store_true', help='also where the time of the native steps goes, phase by phase')
     args = parser.parse_args()
-    for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'RN_GRU_THREADS'):
-        os.environ[variable] = str(args.threads)
-    for variable in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE'):      # they choose slower kernels than the processor has
-        os.environ.pop(variable, None)
-    print(f'{_processor()}, {args.threads} threads, Python {platform.python_version()}, V {args.vocab}')
+    setthreads(args.threads)
+    print(f'{processor()}, {args.threads} threads, Python {platform.python_version()}, V {args.vocab}')
     print(f'{"":18}{"ms a step":>12}{"GFLOP/s":>10}{"share":>8}{"x PyTorch":>11}')
     for text in args.settings:
         L, H, B, T = (int(number) for number in re.findall(r'\d+', text))
@@ -164,7 +164,16 @@ def _profile(setting, steps=10):
     return {phase: seconds / steps for phase, seconds in native.profile().items()}
 
 
-def _processor():
+def setthreads(threads):
+    """Let the workers use so many threads each, whatever they compute with."""
+    for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'RN_GRU_THREADS'):
+        os.environ[variable] = str(threads)
+    for variable in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE'):      # they choose slower kernels than the processor has
+        os.environ.pop(variable, None)
+
+
+def processor():
+    """The processor's name."""
     try:
         return re.search(r'model name\s*:\s*(.*)', Path('/proc/cpuinfo').read_text())[1]
     except (OSError, TypeError):

@@ -6,7 +6,7 @@
  * Functions that return int give 0, or 1 where memory ran out; outputs are then undefined.
  * Results do not depend on the number of threads, bit for bit.
  *
- *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,pool,processors}.cpp -o librngru.so
+ *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,sample,pool,processors}.cpp -o librngru.so
  */
 #ifndef RNGRU_H
 #define RNGRU_H
@@ -56,6 +56,29 @@ RNGRU_API int rngru_softmax_loss(int64_t M, int64_t H, int64_t V, const float *S
  *   p -= learnrate g' / sqrt(m + 1e-6)                         (not a number in, not a number out) */
 RNGRU_API int rngru_rmsprop(int64_t count, float *const *p, float *const *m, const float *const *g, const int64_t *n,
                             const float *weightcost, float learnrate, float decay, float clip);
+
+/* Characters drawn one after another, n texts at once: each from softmax(logits / temp) behind the one before, the
+ * first index in 0 .. N - 1 at which the cumulated softmax (float64) exceeds the step's uniform. */
+typedef struct rngru_sampler {
+    int64_t L, H, K, N, n, steps;
+    int64_t first, last;            /* the steps to do now: a long text may be drawn by several calls */
+    int input;                      /* RNGRU_ONEHOT (K = N) or RNGRU_ENCODED */
+    double temp;                    /* 0: the most likely character */
+    const float *E, *a;             /* (N, K), (K), RNGRU_ENCODED only */
+    const float *const *U, *const *W, *const *b; /* L of each: (K, 3H), above the first layer (H, 3H); (H, 3H); (3H) */
+    const float *Wv, *c;            /* (H, N), (N) */
+    const uint8_t *allowed;         /* (N), 0: never drawn; not all of them */
+    const double *uniforms;         /* (n, steps), in [0, 1) */
+    float *states;                  /* (L, n, H): before chars are read; then, before the last ones drawn are */
+    int32_t *chars;                 /* (n): read first; then, the last ones drawn */
+    int32_t *out;                   /* (n, steps): the characters drawn */
+    float *kept;                    /* rngru_sample_kept floats, 0 before their first use: packed weights, which the next call with the same L, H,
+                                       K, N and input compares with its own and uses again where they are equal. Not for two calls at once */
+} rngru_sampler;
+
+RNGRU_API int64_t rngru_sample_kept(const rngru_sampler *sampler);
+/* 2: some logits are not numbers; what it writes is then undefined. */
+RNGRU_API int rngru_sample(const rngru_sampler *sampler);
 
 /* Processors this process may use: affinity and container limits (cgroup quota) respected, at least 1. */
 RNGRU_API int rngru_threads_available(void);
