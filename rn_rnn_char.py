@@ -22,9 +22,10 @@ __all__ = ['ModelState', 'HyperParams', 'generatestring', 'CharSet', 'DataSet', 
 
 if __name__ == '__main__':
     if sys.flags.interactive:
-        print("RN-GRU. A new model     ms = ModelState.initfromsrcfile('file.txt', 'workingdir', layers=2, state_size=256)\n"
-              "        an old one      ms = ModelState.load('workingdir')\n"
-              '        train, write    ms.trainmodel(valid_len=50, print_every=100); generatestring(ms)\n'
-              '        the manual      help(ModelState), help(HyperParams), help(generatestring)')
+        print("RN-GRU. A new model   ms = ModelState.initfromsrcfile('file.txt', 'workingdir')\n"
+              "        an old one    ms = ModelState.load('workingdir')\n"
+              '        train         ms.trainmodel(valid_len=50, print_every=100)\n'
+              '        write         generatestring(ms, 500)\n'
+              '        the manual    help(ModelState), help(HyperParams), help(generatestring)')
     else:
         print('RN-GRU works in the interactive shell: python3 -i rn_rnn_char.py', file=sys.stderr)

@@ -104,9 +104,9 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
     newest = ms.workdir.scan()[0][-1:]
     if newest and newest[0].counter > (ms.checkpoint.counter if ms.checkpoint else 0):
         report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer checkpoint, {newest[0].name}.')
-    report.say(f'{ms._describe()}; {epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
-               f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos}; '
-               f'validation on the {_count(valid_len, "step")} behind each'
+    report.say(f'{ms._describe()}.\n{epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
+               f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos},\n'
+               f'with validation on the {_count(valid_len, "step")} behind each'
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if valid_len == epochsteps else '.'))
     saver = Saver(ms, save_every, keep)
     try:
