@@ -278,7 +278,11 @@ class ModelState:
             {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'model': self._identity, 'slot': slot, **facts},
             arrays)
         if losskind == 'training':
-            self.workdir.remove([each for each in self.workdir.scan()[0] if each.name == slot])
+            found, chain = {each.name: each for each in self.workdir.scan()[0]}, []
+            while slot in found and found[slot] not in chain:           # more than one where a kill came between writing and removing
+                chain.append(found[slot])
+                slot = found[slot].facts.get('slot')
+            self.workdir.remove(reversed(chain))                        # the oldest first, so that a kill leaves no link missing
         return self.checkpoint
 
     # --- Training -------------------------------------------------------------------------------------------------

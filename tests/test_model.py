@@ -574,3 +574,13 @@ def test_what_ctrl_c_kept_stays_when_another_checkpoint_is_gone_back_to(srcfile)
     again = ModelState.load(ms.workdir.path)
     losses(again, (1.7, 'training'))
     assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.0, 1.7]
+
+
+def test_an_old_save_that_a_kill_left_beside_the_new_one_goes_with_it(srcfile, monkeypatch):
+    ms = make(srcfile)
+    with monkeypatch.context() as patch:
+        patch.setattr(ms.workdir, 'remove', lambda checkpoints: None)          # killed before it
+        losses(ms, (2.0, 'training'), (1.9, 'training'), 1.8)
+    again = ModelState.load(ms.workdir.path)
+    losses(again, (1.7, 'training'))
+    assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.7]
