@@ -304,7 +304,7 @@ def test_restoring_a_checkpoint_that_is_not_there_lists_those_that_are(srcfile):
     ms = make(srcfile)
     with pytest.raises(RNGRUError, match=ms.checkpoints()[0].name):
         ms.restore('nosuch-model.p')
-    for name in ('../work/x-model.p', '/etc/passwd'):
+    for name in ('../other/x-model.p', '/etc/passwd'):
         with pytest.raises(ValueError):
             ms.restore(name)
     assert len(ms.sample(5)) == 5               # and the model is as it was
