@@ -34,16 +34,17 @@ def checkint(name, value, low=0, high=None):
     return int(value)
 
 
-def checkreal(name, value, low=-math.inf, high=math.inf, islowallowed=True):
-    """`value` as a float with low <= value < high, or low < value < high; else TypeError or ValueError in one sentence."""
+def checkreal(name, value, low=-math.inf, high=math.inf, islowallowed=True, ishighallowed=False):
+    """`value` as a float between low and high, of which each counts as in between where it is allowed; else TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name} takes a number, got {short(value)}')
     try:
         value = float(value)
     except OverflowError:           # of an int with hundreds of digits
         value = math.inf if value > 0 else -math.inf
-    if not (low < value < high or value == low and islowallowed):
-        wanted = f'{"at least" if islowallowed else "more than"} {low}' + (f' and below {high}' if high < math.inf else ' and finite')
+    if not (low < value < high or value == low and islowallowed or value == high and ishighallowed):
+        wanted = f'{"at least" if islowallowed else "more than"} {low}' + (
+            f' and {"at most" if ishighallowed else "below"} {high}' if high < math.inf else ' and finite')
         raise ValueError(f'{name} must be {wanted}, got {value}')
     return value
 
@@ -53,6 +54,15 @@ def checkbool(name, value):
     if type(value).__name__ not in ('bool', 'bool_'):      # NumPy's too
         raise TypeError(f'{name} takes True or False, got {short(value)}')
     return bool(value)
+
+
+def checktext(name, value):
+    """`value`, a str of at least one character; else TypeError or ValueError in one sentence."""
+    if not isinstance(value, str):
+        raise TypeError(f'{name} takes a str, got {short(value)}')
+    if not value:
+        raise ValueError(f'{name} is empty: give at least one character')
+    return value
 
 
 def checkpath(name, value):

@@ -228,13 +228,15 @@ class ModelParams:
 
     @cached_property
     def sampletext(self):
-        """Compiled: (first, uniforms (n,), temp, allowed (V,), s0 (L, H)) -> (indices (n,), laststate (L, H)); see `sampling.SampleText`."""
-        inputs = [T.scalar('first', dtype='int32'), T.vector('uniforms', dtype='float64'), T.scalar('temp', dtype='float64'),
-                  T.vector('allowed', dtype='int8'), T.matrix('s0', dtype='float32')]
+        """Compiled: (chars (n,), uniforms (n, steps), temp, top_k, top_p, min_p, allowed (V,), s0 (L, n, H)) -> (indices (n, steps),
+        laststates (L, n, H)); see `sampling.SampleText`."""
+        inputs = [T.vector('chars', dtype='int32'), T.matrix('uniforms', dtype='float64'), T.scalar('temp', dtype='float64'),
+                  T.scalar('top_k', dtype='int64'), T.scalar('top_p', dtype='float64'), T.scalar('min_p', dtype='float64'),
+                  T.vector('allowed', dtype='int8'), T.tensor3('s0', dtype='float32')]
         outputs = SampleText(self.source == 'encoded')(*inputs, *self.params.values())
         f = _compiled('generation', inputs, outputs)
-        return lambda first, uniforms, temp, allowed, s0: f(np.asarray(first, 'int32'), uniforms, np.asarray(temp, 'float64'),
-                                                             allowed, s0)
+        types = [i.type.dtype for i in inputs]
+        return lambda *values: f(*(np.asarray(value, dtype) for value, dtype in zip(values, types)))
 
     @cached_property
     def allstates(self):

@@ -11,12 +11,14 @@ import numpy as np
 
 import info
 import native
+import reading
 import report
 import train
 from checkpoint import KINDS, WorkDir
 from dataset import CharSet, DataSet
 from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
+from generate import Stream
 from hyperparams import HyperParams, checknames, nearest
 from layers import MODELTYPES
 from lock import trainlock
@@ -328,48 +330,60 @@ class ModelState:
 
     # --- Generation -----------------------------------------------------------------------------------------------
 
-    def sample(self, numchars=100, temp=0.5, seed=None):
-        """A text of exactly `numchars` characters that the model writes.
+    def sample(self, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
+               top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
+        """A text that the model writes: `prime` and `numchars` characters behind it, as a str; with `n`, a list of n such texts.
 
-        temp   temperature: characters are drawn from softmax(logits / temp). 0.3 plays safe, 1 is as varied as the source, 0 always takes
-               the most likely character
-        seed   int >= 0: the same seed gives the same text; None: a fresh one each time
+        numchars   how many characters to draw
+        temp       temperature: characters are drawn from softmax(logits / temp). 0.3 plays safe, 1 is as varied as the source, 0 always takes the
+                   most likely character
+        seed       int >= 0: the same seed gives the same text, with any number of threads; without one, a fresh text each time
+        prime      text that the model reads first and goes on from
+        top_k      draw from the k likeliest characters only
+        top_p      draw from the fewest likeliest characters only that have this share, 0 to 1, of the probability (of the top_k's, with both)
+        min_p      draw from characters only that are at least so many times, 0 to 1, as likely as the likeliest
+        until      end behind the first occurrence of this text among the characters drawn, or after numchars
+        n          how many texts, drawn side by side: 16 at once take little longer than two. The first one is what a single one would be
+        state      a stream's .state, to go on from there
 
-        The first character is drawn by how often a character begins a line in the source. Raises TypeError or ValueError for a wrong argument.
+        Without prime and state the first character is drawn by how often a character begins a line in the source.
+        Raises TypeError or ValueError for a wrong argument.
         """
-        numchars = checkint('numchars', numchars, 0, 10 ** 8)
-        temp = checkreal('temp', temp, 0)
-        return self._drawtext(numchars, temp, None if seed is None else checkint('seed', seed, 0, MOST))
+        stream = self.stream(numchars, temp, seed, prime=prime, top_k=top_k, top_p=top_p, min_p=min_p, until=until, n=n, state=state)
+        pieces = list(stream)
+        return [''.join(each) for each in zip([''] * stream.n, *pieces)] if stream.islist else ''.join(pieces)
 
-    def _drawtext(self, numchars, temp, seed):
-        """`sample` with a seed as numpy.random takes it."""
-        if not numchars:
-            return ''
-        rng = np.random.Generator(np.random.PCG64(seed))
-        starts = np.cumsum(self.charset.linestartprobs())
-        first = int(min(np.searchsorted(starts, rng.random() * starts[-1], side='right'), np.searchsorted(starts, starts[-1])))
-        allowed = np.ones(len(self.charset), np.int8)
-        allowed[0] = self.charset.hasunknown
-        s0 = np.zeros((self.hyper.layers, self.hyper.state_size), np.float32)
-        drawn, _ = self.model.sampletext(first, rng.random(numchars - 1), temp, allowed, s0)
-        return self.charset.decode(np.concatenate([[first], drawn]))
+    def stream(self, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
+               top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
+        """The text of `sample`, which see, piece by piece while it is being written: an iterator over str, or with `n` over lists of n of them.
 
-    def trackneurons(self, text):
+            stream = ms.stream(1000, prime='ROMEO:')
+            for piece in stream:
+                print(piece, end='', flush=True)
+            more = ms.sample(1000, state=stream.state)      # goes on from there
+        """
+        return Stream(self, numchars, temp, seed, prime=prime, top_k=top_k, top_p=top_p, min_p=min_p, until=until, n=n, state=state)
+
+    def score(self, text: str):
+        """How well the model foretells `text`, read from a zero state: a Score with .nats and .bits per character, and .shares, each character's.
+
+        `shares` (len(text),) float64 are negative log-likelihoods in nats, the first character's by how often one begins a line in the source.
+        """
+        return reading.score(self, text)
+
+    def trackneurons(self, text: str):
         """The states that reading `text` gives, from a zero state: a float32 array (layer, neuron, character)."""
-        if not isinstance(text, str):
-            raise TypeError(f'text takes a str, got {short(text)}')
-        if not text:
-            raise ValueError('text is empty: give at least one character')
-        x = self.charset.encode(text).astype(np.int32)[:, None]
-        state = np.zeros((self.hyper.layers, 1, self.hyper.state_size), np.float32)
-        return np.stack([S[:, 0, :].T for S in self.model.allstates(x, state)])
+        return reading.trackneurons(self, text)
 
 
-def generatestring(ms, numchars=100, temp=0.5):
-    """Print a text of `numchars` characters that the model `ms` writes, at temperature `temp`; see ModelState.sample.
+def generatestring(ms, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
+                   top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
+    """Print a text that the model `ms` writes, while it is being written; Ctrl-C ends it. The arguments are ModelState.sample's.
 
         generatestring(ms, numchars=3000, temp=0.5)
+        generatestring(ms, 500, temp=0.8, prime='KING RICHARD:', until='\\n\\n', n=3)
     """
     if not isinstance(ms, ModelState):
         raise TypeError(f'generatestring takes a ModelState first, got {short(ms)}')
-    print(report.printable(ms.sample(numchars, temp)))
+    stream = ms.stream(numchars, temp, seed, prime=prime, top_k=top_k, top_p=top_p, min_p=min_p, until=until, n=n, state=state)
+    report.write(stream)

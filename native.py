@@ -50,8 +50,8 @@ class Layer(ctypes.Structure):
 class Sampler(ctypes.Structure):
     """`rngru_sampler` of kernels/rngru.h."""
 
-    _fields_ = ([(name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps', 'first', 'last')]
-                + [('input', ctypes.c_int), ('temp', ctypes.c_double)]
+    _fields_ = ([(name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps')]
+                + [('input', ctypes.c_int), ('temp', ctypes.c_double), ('top_k', ctypes.c_int64), ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
                 + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms', 'states', 'chars', 'out', 'kept')])
 
 
@@ -170,23 +170,22 @@ def rmsprop(params, caches, gradients, weightcosts, learnrate, decay, clip):
     _call(library().rngru_rmsprop, n, *lists, sizes, _address(weightcosts), float(learnrate), float(decay), clip)
 
 
-def sample(source, layers, V, c, first, uniforms, temp, allowed, states, kept=None):
+def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, allowed, states, kept=None):
     """Draw characters: (their indices (n, steps) int32, the packed weights for the next call's `kept`, or None where a logit is no number).
 
-    source: [] (one-hot) or [E, a]; layers: (U, W, b) of each; first (n,) int32; uniforms (n, steps) float64; allowed (V,) uint8;
-    states (L, n, H), which is changed. kept: what a call for a network of this shape gave; weights that have changed since are packed again.
-
-    A call of the library takes some 50 ms at the most, so that Ctrl-C is heard.
+    source: [] (one-hot) or [E, a]; layers: (U, W, b) of each; chars (n,) int32, read first; uniforms (n, steps) float64; top_k in 1 .. V;
+    allowed (V,) uint8; states (L, n, H), which is changed. kept: what a call for a network of this shape gave; weights that have
+    changed since are packed again.
     """
     source, (V, c) = [np.ascontiguousarray(i) for i in source], [np.ascontiguousarray(i) for i in (V, c)]
     layers = [[np.ascontiguousarray(i) for i in layer] for layer in layers]
-    uniforms, allowed, chars = np.ascontiguousarray(uniforms), np.ascontiguousarray(allowed), np.array(first, np.int32)
+    uniforms, allowed, chars = np.ascontiguousarray(uniforms), np.ascontiguousarray(allowed), np.array(chars, np.int32)
     n, steps = uniforms.shape
     drawn = np.empty((n, steps), np.int32)
     pointers = [(ctypes.c_void_p * len(layers))(*(_address(i) for i in arrays)) for arrays in zip(*layers)]
     sampler = Sampler(L=len(layers), H=len(V), K=len(layers[0][0]), N=len(c), n=n, steps=steps, input=2 if source else 1, temp=temp,
-                      Wv=_address(V), c=_address(c), allowed=_address(allowed), uniforms=_address(uniforms), states=_address(states),
-                      chars=_address(chars), out=_address(drawn))
+                      top_k=top_k, top_p=top_p, min_p=min_p, Wv=_address(V), c=_address(c), allowed=_address(allowed),
+                      uniforms=_address(uniforms), states=_address(states), chars=_address(chars), out=_address(drawn))
     for name, pointer in zip('UWb', pointers):
         setattr(sampler, name, ctypes.addressof(pointer))
     for name, array in zip('Ea', source):
@@ -194,13 +193,8 @@ def sample(source, layers, V, c, first, uniforms, temp, allowed, states, kept=No
     if kept is None:
         kept = np.zeros(library().rngru_sample_kept(ctypes.byref(sampler)), np.float32)
     sampler.kept = _address(kept)
-    weights = V.size + sum(U.size + W.size for U, W, _ in layers)
-    piece = int(min(max(5e8 / (weights * n), 1), 10000))
-    for start in range(0, steps, piece):
-        sampler.first, sampler.last = start, min(start + piece, steps)
-        if _call(library().rngru_sample, ctypes.byref(sampler)) == NOTNUMBERS:
-            return drawn, None
-    return drawn, kept
+    code = _call(library().rngru_sample, ctypes.byref(sampler))
+    return drawn, None if code == NOTNUMBERS else kept
 
 
 def _layer(source, inputs, S, G):

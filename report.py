@@ -42,6 +42,27 @@ def warn(text):
         warnings.warn(text, stacklevel=3)
 
 
+def write(stream):
+    """Print the pieces of a text that is being written, or of several, one text after the other; Ctrl-C ends it, and keeps what there is."""
+    kept = []                                   # of several texts: the pieces of those behind the first
+
+    def put(text):
+        sys.stdout.write(printable(text))
+        sys.stdout.flush()
+    try:
+        for piece in stream:
+            if stream.islist:
+                if not kept:
+                    put(f'--- 1 of {len(piece)} ---\n')
+                kept.append(piece)
+            put(piece[0] if stream.islist else piece)
+    except KeyboardInterrupt:
+        pass
+    put('\n')
+    for i, pieces in enumerate(list(zip(*kept))[1:], 2):
+        put(f'--- {i} of {len(kept[0])} ---\n{"".join(pieces)}\n')
+
+
 def printable(text):
     """`text` with a question mark for each character that standard output can't show."""
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
@@ -60,16 +81,16 @@ class Progress:
             self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=sys.stdout, leave=False, dynamic_ncols=True,
                             bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
 
-    def step(self, loss):
-        """One more step is done; `loss`: what to show, nats per character."""
-        self.done += 1
+    def step(self, loss, count=1):
+        """So many more steps are done; `loss`: what to show, nats per character."""
+        before, self.done = self.done, self.done + count
         if self.bar is not None:
             with contextlib.suppress(OSError, ValueError):
                 self.bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
-                self.bar.update(self.unit)
+                self.bar.update(count * self.unit)
         elif verbose:
             now = time.monotonic()
-            if self.done == self.steps or (self.done * 10 // self.steps > (self.done - 1) * 10 // self.steps and now - self.line > 5):
+            if self.done == self.steps or (self.done * 10 // self.steps > before * 10 // self.steps and now - self.line > 5):
                 self.line = now
                 rate = self.done * self.unit / max(now - self.start, 1e-9)
                 left = (self.steps - self.done) * self.unit / rate

@@ -1,4 +1,4 @@
-"""The sampler: characters drawn one after another, a whole text in one Op. Letters as in `ops`."""
+"""The sampler: characters drawn one after another, whole texts in one Op. Letters as in `ops`; `n` texts."""
 
 import numpy as np
 
@@ -8,13 +8,16 @@ from ops import checkindices
 
 
 class SampleText(Op):
-    """Characters drawn one after another, each from softmax(logits / temp) behind the one before.
+    """The characters of n texts, drawn one after another, each from softmax(logits / temp) behind the one before.
 
-    Inputs: first, the index of the character that is read first; uniforms (n,), numbers in [0, 1) in float64, one a draw; temp,
-    a scalar (0: the most likely character); allowed (V,), booleans: what may be drawn; s0 (L, H); then the model: E and a where it is
-    `encoded`; U, W, b of each layer; V, c. Outputs: indices (n,) int32, without the first; the state (L, H) before the last drawn one is read.
+    Inputs: chars (n,), the indices that are read first; uniforms (n, steps), numbers in [0, 1) in float64, one a draw; temp, a
+    scalar (0: the most likely character); top_k >= 1, top_p in (0, 1], min_p in [0, 1], scalars that leave unlikely characters out (`_draw`; V, 1 and 0
+    leave none out); allowed (V,), booleans: what may be drawn; s0 (L, n, H); then the model: E and a where it is `encoded`; U, W, b of each layer;
+    V, c. Outputs: indices (n, steps) int32, without the first; the states (L, n, H) before the last drawn ones are read.
 
-    Cost: 12 L H^2 + 2 H V FLOP a character, and as many bytes of weights read as 2 L (3 H^2) + H V floats hold: the bytes are the limit.
+    A text's characters depend neither on how many others are drawn beside it nor on the number of threads.
+    Cost: 12 L H^2 + 2 H V FLOP a character (less 6 H^2: the first layer's inputs are kept by character). One text reads all weights
+    for each character, 4 bytes for 2 FLOP: the caches' speed is the limit; from about 16 on the arithmetic is.
     """
 
     __props__ = ('encoded',)
@@ -24,34 +27,28 @@ class SampleText(Op):
 
     def make_node(self, *inputs):
         inputs = [T.as_tensor_variable(i) for i in inputs]
-        return Apply(self, inputs, [T.vector(dtype='int32'), inputs[4].type()])
+        return Apply(self, inputs, [T.matrix(dtype='int32'), inputs[7].type()])
 
     def perform(self, node, inputs, outputs):
-        first, uniforms, temp, allowed, s0, source, layers, V, c = self._taken(inputs)
+        chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, source, layers, V, c = self._taken(inputs)
         forbidden = np.flatnonzero(~allowed.astype(bool))
         Wzrs = [np.ascontiguousarray(W[:, :2 * len(W)]) for _, W, _ in layers]
         Whs = [np.ascontiguousarray(W[:, 2 * len(W):]) for _, W, _ in layers]
-        states = list(s0)
-        projections = {}                        # of the characters met so far: x U + b of the first layer
-        drawn = np.empty(len(uniforms), np.int32)
-        char = int(first)
-        for i, uniform in enumerate(uniforms):
-            if char not in projections:
-                U, _, b = layers[0]
-                x = np.tanh(source[0][char] + source[1]) @ U if self.encoded else U[char]
-                projections[char] = x + b
-            projection = projections[char]
+        H, states = len(V), list(s0)
+        drawn = np.empty(uniforms.shape, np.int32)
+        for step in range(uniforms.shape[1]):
+            U, _, b = layers[0]
+            projection = (np.tanh(source[0][chars] + source[1]) @ U if self.encoded else U[chars]) + b
             for l, (_, W, _) in enumerate(layers):
-                H, s = len(W), states[l]
+                s = states[l]
                 if l:
                     projection = states[l - 1] @ layers[l][0] + layers[l][2]
-                zr = np.minimum(np.maximum(0.2 * (projection[:2 * H] + s @ Wzrs[l]) + 0.5, 0), 1)
-                h = np.tanh(projection[2 * H:] + (zr[H:] * s) @ Whs[l])
-                states[l] = h + zr[:H] * (s - h)
+                zr = np.minimum(np.maximum(0.2 * (projection[:, :2 * H] + s @ Wzrs[l]) + 0.5, 0), 1)
+                h = np.tanh(projection[:, 2 * H:] + (zr[:, H:] * s) @ Whs[l])
+                states[l] = h + zr[:, :H] * (s - h)
             logits = (states[-1] @ V + c).astype(np.float64)
-            logits[forbidden] = -np.inf
-            char = _draw(logits, float(temp), uniform)
-            drawn[i] = char
+            logits[:, forbidden] = -np.inf
+            chars = drawn[:, step] = [_draw(row, uniform, temp, top_k, top_p, min_p) for row, uniform in zip(logits, uniforms[:, step])]
         outputs[0][0], outputs[1][0] = drawn, np.array(states, s0.dtype)
 
     def kernel(self, node):
@@ -59,42 +56,60 @@ class SampleText(Op):
 
         def work(inputs, outputs):
             nonlocal kept
-            first, uniforms, temp, allowed, s0, *network = self._taken(inputs)
-            shapes = [i.shape for i in inputs[5:]]
-            packed, states = kept[1] if kept[0] == shapes else None, s0[:, None].copy()
-            drawn, packed = native.sample(*network, [int(first)], uniforms[None], float(temp), (allowed != 0).view(np.uint8), states, packed)
+            chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, *network = self._taken(inputs)
+            shapes = [i.shape for i in inputs[8:]]
+            packed, states = kept[1] if kept[0] == shapes else None, np.array(s0, order='C')
+            drawn, packed = native.sample(*network, chars, uniforms, temp, top_k, top_p, min_p, (allowed != 0).view(np.uint8), states, packed)
             if packed is None:
                 raise _diverged()
             kept = shapes, packed
-            outputs[0][0], outputs[1][0] = drawn[0], states[:, 0]
+            outputs[0][0], outputs[1][0] = drawn, states
         types = [i.type.dtype for i in node.inputs]
-        return work if native.library() is not None and types[1] == 'float64' and set(types[4:]) == {'float32'} else None
+        return work if native.library() is not None and types[1] == 'float64' and set(types[7:]) == {'float32'} else None
 
     def _taken(self, inputs):
-        """The inputs, checked: first, uniforms, temp, allowed, s0, [E, a] or [], (U, W, b) of each layer, V, c."""
-        first, uniforms, temp, allowed, s0, *params = inputs
+        """The inputs, checked: chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, [E, a] or [], (U, W, b) of each layer, V, c."""
+        chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, *params = inputs
         source = [params.pop(0), params.pop(0)] if self.encoded else []
         c, V = params.pop(), params.pop()
         layers = [params[i:i + 3] for i in range(0, len(params), 3)]
-        if s0.shape != (len(layers), len(V)) or allowed.shape != c.shape or not allowed.any():
-            raise ValueError(f'SampleText takes s0 ({len(layers)}, {len(V)}) and allowed ({len(c)},), not all of it 0, '
-                             f'got s0 {s0.shape} and allowed {allowed.shape}')
+        n = len(uniforms)
+        if chars.shape != (n,) or s0.shape != (len(layers), n, len(V)) or allowed.shape != c.shape or not allowed.any() or not n:
+            raise ValueError(f'SampleText takes chars ({n},) for uniforms {uniforms.shape}, at least one text, s0 ({len(layers)}, {n}, {len(V)}) and '
+                             f'allowed ({len(c)},), not all of it 0, got chars {chars.shape}, s0 {s0.shape} and allowed {allowed.shape}')
         H, K = len(V), len(source[0].T) if self.encoded else len(c)
         wanted = [(len(c), K), (K,)][:len(source)] + [shape for l in range(len(layers)) for shape in ((H if l else K, 3 * H), (H, 3 * H), (3 * H,))]
-        if not H * K * len(layers) or [i.shape for i in inputs[5:]] != wanted + [(H, len(c)), c.shape]:
-            raise ValueError(f'SampleText takes a network whose sizes agree, got {", ".join(str(i.shape) for i in inputs[5:])}')
-        checkindices('first', first, len(c))
-        return first, uniforms, temp, allowed, s0, source, layers, V, c
+        if not H * K * len(layers) or [i.shape for i in inputs[8:]] != wanted + [(H, len(c)), c.shape]:
+            raise ValueError(f'SampleText takes a network whose sizes agree, got {", ".join(str(i.shape) for i in inputs[8:])}')
+        if not (temp >= 0 and top_k >= 1 and 0 < top_p <= 1 and 0 <= min_p <= 1):
+            raise ValueError(f'SampleText takes temp >= 0, top_k >= 1, top_p in (0, 1] and min_p in [0, 1], got {temp}, {top_k}, {top_p} and {min_p}')
+        checkindices('chars', chars, len(c))
+        return chars, uniforms, float(temp), min(int(top_k), len(c)), float(top_p), float(min_p), allowed, s0, source, layers, V, c
 
 
-def _draw(logits, temp, uniform):
-    """The character at which the cumulated softmax(logits / temp) (float64) first exceeds `uniform` in [0, 1)."""
+def _draw(logits, uniform, temp, top_k, top_p, min_p):
+    """The character at which the cumulated softmax(logits / temp) (float64) first exceeds `uniform` in [0, 1).
+
+    Of the softmax are kept the top_k likeliest characters; of these the fewest likeliest whose sum is at least top_p of
+    theirs (Holtzman et al. 2020, arXiv:1904.09751); of these those at least min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082). Of
+    equals the first counts as likelier.
+    """
     if not np.isfinite(logits.max()):           # NaN too
         raise _diverged()
     if temp == 0:
         return int(logits.argmax())
     with np.errstate(over='ignore'):            # a tiny temp: infinitely unlikely
-        cumulated = np.cumsum(np.exp((logits - logits.max()) / temp))
+        shares = np.exp((logits - logits.max()) / temp)
+    if top_k < len(shares) or top_p < 1:
+        ranking = np.argsort(-logits, kind='stable')[:top_k]
+        if top_p < 1:
+            cumulated = np.cumsum(shares[ranking])
+            ranking = ranking[:np.searchsorted(cumulated, top_p * cumulated[-1]) + 1]
+        kept = np.zeros_like(shares)
+        kept[ranking] = shares[ranking]
+        shares = kept
+    shares[shares < min_p] = 0
+    cumulated = np.cumsum(shares)
     return int(np.searchsorted(cumulated, uniform * cumulated[-1], side='right'))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import native
 import report
 from errors import CheckpointError, WorkDirError, reason
+from generate import Stream
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 
@@ -234,5 +235,6 @@ def _validate(ms, batchsize, valid_len, epochsteps, interrupts, saver, title):
 
 def _printsample(ms, step):
     if report.verbose:
-        text = ms._drawtext(SAMPLE_CHARS, SAMPLE_TEMP, np.random.SeedSequence(ms.seed, spawn_key=(1, ms.model.epoch, ms.model.pos)))
+        seed = np.random.SeedSequence(ms.seed, spawn_key=(1, ms.model.epoch, ms.model.pos))
+        text = ''.join(Stream(ms, SAMPLE_CHARS, SAMPLE_TEMP, seed))
         report.say(f'--- sample at step {step:,} ---\n{text}\n---')

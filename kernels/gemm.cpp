@@ -4,53 +4,6 @@
 namespace rngru {
 namespace {
 
-// f(Index<0>()), ..., f(Index<n - 1>()): a loop whose counter is a constant in the body. g++ leaves an array of
-// sums that ordinary loops run over in memory at both ends of a tile, 5 % of the time of a short one.
-template <int i>
-struct Index {
-    static constexpr int value = i;
-};
-template <int n, int i = 0, class F>
-RNGRU_INLINE void repeat(F f) {
-    if constexpr (i < n) {
-        f(Index<i>());
-        repeat<n, i + 1>(f);
-    }
-}
-
-template <int R>
-struct Tile {
-    V sum[R][NV];
-
-    template <class F>
-    RNGRU_INLINE void each(F f) {
-        repeat<R>([&](auto i) RNGRU_LAMBDA {
-            repeat<NV>([&](auto v) RNGRU_LAMBDA {
-                f(sum[decltype(i)::value][decltype(v)::value], decltype(i)::value, decltype(v)::value * W);
-            });
-        });
-    }
-    RNGRU_INLINE void clear() {
-        each([](V& sum, int, int) RNGRU_LAMBDA { sum = splat(0); });
-    }
-    RNGRU_INLINE void add(const float* c, int64_t ld) {
-        each([&](V& sum, int i, int j) RNGRU_LAMBDA { sum += load(c + i * ld + j); });
-    }
-    RNGRU_INLINE void put(float* c, int64_t ld) {
-        each([&](V& sum, int i, int j) RNGRU_LAMBDA { store(c + i * ld + j, sum); });
-    }
-
-    // One step of k: R broadcasts times NV vectors.
-    RNGRU_INLINE void step(const float* a, int64_t rows, const float* b) {
-        V right[NV];
-        repeat<NV>([&](auto v) RNGRU_LAMBDA { right[decltype(v)::value] = load(b + decltype(v)::value * W); });
-        repeat<R>([&](auto i) RNGRU_LAMBDA {
-            const V left = splat(a[decltype(i)::value * rows]);
-            repeat<NV>([&](auto v) RNGRU_LAMBDA { sum[decltype(i)::value][decltype(v)::value] += left * right[decltype(v)::value]; });
-        });
-    }
-};
-
 // The last K steps of a tile, fewer than a chunk; a function of its own: few tiles need it.
 template <int R>
 __attribute__((noinline)) void rest(int64_t K, const float* a, int64_t rows, int64_t ks, const float* b, float* c, int64_t ld) {

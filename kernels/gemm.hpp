@@ -10,7 +10,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "simd.hpp"
+#include "tile.hpp"
 
 namespace rngru {
 
@@ -44,8 +44,6 @@ template <bool whole>
 struct Inside {
     static constexpr bool value = whole;
 };
-#define RNGRU_LAMBDA __attribute__((always_inline))
-
 // The columns of the gates [first, last): each gate has `columns` of them, and panels of its own.
 struct Gates {
     int first, last;

@@ -57,13 +57,14 @@ RNGRU_API int rngru_softmax_loss(int64_t M, int64_t H, int64_t V, const float *S
 RNGRU_API int rngru_rmsprop(int64_t count, float *const *p, float *const *m, const float *const *g, const int64_t *n,
                             const float *weightcost, float learnrate, float decay, float clip);
 
-/* Characters drawn one after another, n texts at once: each from softmax(logits / temp) behind the one before, the
- * first index in 0 .. N - 1 at which the cumulated softmax (float64) exceeds the step's uniform. */
+/* Characters drawn one after another, n texts at once: each from softmax(logits / temp) behind the one before, of what top_k, top_p
+ * and min_p leave of it (draw.hpp), the first index in 0 .. N - 1 at which the cumulated softmax (float64) exceeds the step's uniform. */
 typedef struct rngru_sampler {
     int64_t L, H, K, N, n, steps;
-    int64_t first, last;            /* the steps to do now: a long text may be drawn by several calls */
     int input;                      /* RNGRU_ONEHOT (K = N) or RNGRU_ENCODED */
     double temp;                    /* 0: the most likely character */
+    int64_t top_k;                  /* at least 1; N: all */
+    double top_p, min_p;            /* in (0, 1], in [0, 1] */
     const float *E, *a;             /* (N, K), (K), RNGRU_ENCODED only */
     const float *const *U, *const *W, *const *b; /* L of each: (K, 3H), above the first layer (H, 3H); (H, 3H); (3H) */
     const float *Wv, *c;            /* (H, N), (N) */

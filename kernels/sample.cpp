@@ -1,11 +1,13 @@
-// The sampler: characters drawn one after another, each character's whole way through the network in products of
-// vectors by matrices.
+// The sampler: characters drawn one after another, of n texts side by side.
 //
-// Limit: the bytes of weights, all of which each character of a stream reads: 4 (6 L H^2 + H V) less 12 H^2 for the first layer,
+// Limit of one text: the bytes of weights, all of which each character reads: 4 (6 L H^2 + H V) less 12 H^2 for the first layer,
 // whose x U + b is looked up in a table; out of the second-level cache or the third. So the weights lie in the order in which
-// they are read, panels of PANEL vectors of columns, each (k, PANEL W), one stream of addresses. The columns are cut into parts, as
+// they are read, in panels of some vectors of columns, each (k, columns), one stream of addresses. Limit of many: twice as many
+// FLOP as weights a character, by register tiles of texts by columns. The sums of a text do not depend on how many there are.
+// The columns are cut into parts, as
 // many as there are threads: the same columns of every gate, so that a thread waits for the others only where a vector is read
-// that all have written: twice a layer and once for the logits. Each of them draws, from the same logits the same character.
+// that all have written: twice a layer and once for the logits. Of one text each thread draws, from the same logits the same
+// character; many they share.
 // Where other programs keep the processors busy, waiting for a thread that does not run takes longer than its work: then one
 // thread does all parts, as long as it is faster so.
 #include <math.h>
@@ -16,13 +18,15 @@
 
 #include <initializer_list>
 
+#include "draw.hpp"
 #include "pool.hpp"
 #include "rngru.h"
+#include "tile.hpp"
 
 namespace rngru {
 namespace {
 
-constexpr int PANEL = 8;                   // sums: two a cycle, four cycles each
+constexpr int PANEL = 8;                   // vectors, of one text: sums, two a cycle, four cycles each
 constexpr int64_t UNIT = 16;               // columns: a cache line, which no two threads write to
 constexpr int64_t WORTH = 256 * 1024;      // weights that a thread should have to itself: below, it waits longer than it works
 constexpr int MOST = 16;                   // parts, and threads
@@ -50,9 +54,9 @@ struct Columns {
         from = from < end ? from : end;
         to = to < end ? to : end;
     }
-    int64_t vectors(int64_t column) const {
+    int64_t vectors(int64_t column, int64_t panel) const {
         const int64_t left = (to - column) / W;
-        return left < PANEL ? left : PANEL;
+        return left < panel ? left : panel;
     }
 };
 
@@ -73,15 +77,26 @@ typedef void Multiply(const float*, int64_t, const float*, int64_t, const float*
 Multiply* const multiply_panel[PANEL + 1] = {nullptr, multiply<1>, multiply<2>, multiply<3>, multiply<4>,
                                              multiply<5>, multiply<6>, multiply<7>, multiply<8>};
 
-// The same for all of a part's columns; returns where its panels end.
-const float* multiply_all(const Columns& own, const float* p, int64_t K1, const float* x1, int64_t K2, const float* x2,
-                          const float* init, float* out) {
-    for (int64_t j = own.from, n; j < own.to; j += n * W) {
-        n = own.vectors(j);
-        multiply_panel[n](p, K1, x1, K2, x2, init + j, out + j);
-        p += (K1 + K2) * n * W;
-    }
-    return p;
+// The same for a tile of R texts, whose vectors lie `ld` apart, and the results `out_ld`.
+template <int R, int N>
+void multiply(const float* p, int64_t ld, int64_t K1, const float* x1, int64_t K2, const float* x2, const float* const* init, int64_t column,
+              float* out, int64_t out_ld) {
+    Tile<R, N> tile;
+    tile.each([&](V& sum, int i, int j) RNGRU_LAMBDA { sum = load(init[i] + column + j); });
+    for (int part = 0; part < 2; ++part, K1 = K2, x1 = x2)
+#pragma GCC unroll 4
+        for (int64_t k = 0; k < K1; ++k, p += N * W) tile.step(x1 + k, ld, p);
+    tile.put(out, out_ld);
+}
+typedef void MultiplyTile(const float*, int64_t, int64_t, const float*, int64_t, const float*, const float* const*, int64_t, float*, int64_t);
+static_assert(MR == 6, "one case for each number of rows");
+template <int N>
+MultiplyTile* tile_of(int64_t R) {
+    MultiplyTile* const all[MR] = {multiply<1, N>, multiply<2, N>, multiply<3, N>, multiply<4, N>, multiply<5, N>, multiply<6, N>};
+    return all[R - 1];
+}
+MultiplyTile* tile_of(int64_t R, int64_t N) {
+    return N == 1 ? tile_of<1>(R) : N == 2 ? tile_of<NV < 2 ? 1 : 2>(R) : N == 3 ? tile_of<NV < 3 ? 1 : 3>(R) : tile_of<NV < 4 ? 1 : 4>(R);
 }
 
 // A matrix (K, columns), rows `ld` apart.
@@ -109,10 +124,10 @@ bool refresh_rows(float* to, const Matrix& m, int64_t column, int64_t n) {
 
 // Brings a part's panels of `first` above `second` up to date, bit by bit; whether anything had changed. Comparing costs
 // half of what writing does, and so no one has to say that he has changed a weight.
-bool refresh(const Columns& own, float*& p, const Matrix& first, const Matrix& second = {nullptr, 0, 0, 0}) {
+bool refresh(const Columns& own, int64_t panel, float*& p, const Matrix& first, const Matrix& second = {nullptr, 0, 0, 0}) {
     bool changed = false;
     for (int64_t j = own.from, n; j < own.to; j += n * W) {
-        n = own.vectors(j);
+        n = own.vectors(j, panel);
         for (const Matrix* m : {&first, &second}) {
             if (m->K == 0) continue;
             const bool whole = j + n * W <= m->columns;
@@ -127,57 +142,6 @@ bool refresh(float* to, const float* from, int64_t n) {
     if (memcmp(to, from, (size_t)n * sizeof(float)) == 0) return false;
     memcpy(to, from, (size_t)n * sizeof(float));
     return true;
-}
-
-// e^x for x <= 0, to 1 ulp or so; exactly 0 below -708. As simd.hpp's, in double; the compiler makes vectors of it.
-RNGRU_INLINE double exp_negative(double x) {
-    const double round = 6755399441055744.0;  // 1.5 * 2^52
-    const double y = x < -708 ? -708 : x;
-    const double shifted = y * 1.4426950408889634 + round, n = shifted - round;
-    const double f = y - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
-    double p = 1. / 6227020800;
-    p = p * f + 1. / 479001600;
-    p = p * f + 1. / 39916800;
-    p = p * f + 1. / 3628800;
-    p = p * f + 1. / 362880;
-    p = p * f + 1. / 40320;
-    p = p * f + 1. / 5040;
-    p = p * f + 1. / 720;
-    p = p * f + 1. / 120;
-    p = p * f + 1. / 24;
-    p = p * f + 1. / 6;
-    p = p * f + 0.5;
-    p = p * f + 1;
-    p = p * f + 1;
-    uint64_t bits;
-    memcpy(&bits, &shifted, 8);
-    bits = (bits << 52) + 0x3ff0000000000000u;
-    double power;
-    memcpy(&power, &bits, 8);
-    return x < -708 ? 0 : p * power;
-}
-
-// The character at which the cumulated softmax(logits / temp) first exceeds `uniform`, in float64 and in the order of the
-// indices; -1 where the logits are not numbers. `shares` is room for them.
-int64_t draw(const float* logits, const uint8_t* allowed, int64_t N, double temp, double uniform, double* shares) {
-    double most = -INFINITY;
-    int64_t likeliest = 0;
-    for (int64_t v = 0; v < N; ++v) {
-        if (!allowed[v]) continue;
-        const double logit = logits[v];
-        if (!(logit < INFINITY)) return -1;
-        if (logit > most) most = logit, likeliest = v;
-    }
-    if (most == -INFINITY) return -1;
-    if (temp == 0) return likeliest;
-    for (int64_t v = 0; v < N; ++v) shares[v] = ((double)logits[v] - most) / temp;
-    for (int64_t v = 0; v < N; ++v) shares[v] = exp_negative(shares[v]);
-    double sum = 0;
-    for (int64_t v = 0; v < N; ++v) shares[v] = sum += allowed[v] ? shares[v] : 0;
-    const double end = uniform * sum;
-    int64_t v = 0;
-    while (v < N - 1 && !(shares[v] > end)) ++v;
-    return v;
 }
 
 // Where threads wait for each other: some hundred nanoseconds a time, too short to sleep; with fewer processors
@@ -199,11 +163,13 @@ public:
 struct Sampler {
     const rngru_sampler& m;
     const int64_t L, H, K, N, n, HP, VP;
+    const int64_t panel;  // vectors
     const bool encoded;
     // Kept from call to call: how it went, copies of what the table is made of, which rows of it each part has, the table, then
     // all weights in panels.
     struct Course {
         int64_t parts;         // that the rest is cut into
+        int64_t texts;         // that the pace is of
         double pace;           // one thread's seconds a step; 0: not known
         int64_t alone, again;  // rounds that one thread does now, and next time
     }* course;
@@ -213,21 +179,23 @@ struct Sampler {
     float *firsts, *layers, *outputs;
     // Scratch
     float *states, *rs, *z, *h, *bias, *c, *logits, *x, *inputs;
-    double* shares;
-    int32_t* characters;  // (MOST, n), the last ones, each thread's own
+    const float** rows_in;  // (MOST, n): x U + b of each text, the first layer's
+    float* shares;          // room for the draws of MOST threads
+    int32_t* characters;    // (MOST, n), the last ones: one text's are each thread's own, so that none waits for another's
     Columns columns[MOST], logit_columns[MOST];
     int parts = 1;
     int64_t step = 0, stop = 0;  // the next one; where the round ends
     bool failed = false;
 
     explicit Sampler(const rngru_sampler& m)
-        : m(m), L(m.L), H(m.H), K(m.K), N(m.N), n(m.n), HP(padded(m.H)), VP(padded(m.N)), encoded(m.input == RNGRU_ENCODED) {}
+        : m(m), L(m.L), H(m.H), K(m.K), N(m.N), n(m.n), HP(padded(m.H)), VP(padded(m.N)),
+          panel(m.n > 1 ? NV : PANEL), encoded(m.input == RNGRU_ENCODED) {}
 
     int64_t rows() const { return 6 * L * H - 3 * H; }  // of all layers' matrices, the first one's U left out
 
     template <class Take>
     void lay_out_kept(Take take) {
-        take(course, 16);
+        take(course, 32);
         if (encoded) {
             take(E, N * K);
             take(a, K);
@@ -250,7 +218,8 @@ struct Sampler {
         take(logits, n * VP);
         take(x, MOST * (padded(K) + UNIT));
         take(inputs, n * 3 * HP);
-        take(shares, MOST * 2 * (VP + UNIT));
+        take(rows_in, MOST * 2 * lines(n));
+        take(shares, MOST * Draw::floats(N));
         take(characters, MOST * lines(n));
     }
 
@@ -293,6 +262,7 @@ struct Sampler {
         pad(c, m.c, N, VP);
         const bool cut = course->parts != parts;
         course->parts = parts;
+        if (course->texts != n) course->texts = n, course->pace = 0;
         if (encoded && (refresh(E, m.E, N * K) | refresh(a, m.a, K) | refresh(b0, m.b[0], 3 * H) | cut)) memset(known, 0, (size_t)(MOST * N));
     }
 
@@ -303,19 +273,19 @@ struct Sampler {
         if (encoded) {
             float* p = firsts + own.from * 3 * K;
             bool changed = false;
-            for (int g = 0; g < 3; ++g) changed |= refresh(own, p, gate(m.U[0], K, g));
+            for (int g = 0; g < 3; ++g) changed |= refresh(own, panel, p, gate(m.U[0], K, g));
             if (changed) memset(known + part * N, 0, (size_t)N);
         }
         float* p = layers + own.from * rows();
         for (int64_t l = 0; l < L; ++l) {
             for (int g = 0; g < 2; ++g)
-                if (l) refresh(own, p, gate(m.U[l], H, g), gate(m.W[l], H, g));
-                else refresh(own, p, gate(m.W[l], H, g));
-            if (l) refresh(own, p, gate(m.U[l], H, 2));
-            refresh(own, p, gate(m.W[l], H, 2));
+                if (l) refresh(own, panel, p, gate(m.U[l], H, g), gate(m.W[l], H, g));
+                else refresh(own, panel, p, gate(m.W[l], H, g));
+            if (l) refresh(own, panel, p, gate(m.U[l], H, 2));
+            refresh(own, panel, p, gate(m.W[l], H, 2));
         }
         p = outputs + logit_columns[part].from * H;
-        refresh(logit_columns[part], p, {m.Wv, N, H, N});
+        refresh(logit_columns[part], panel, p, {m.Wv, N, H, N});
     }
 
     // x U + b of the first layer for a character, (3, HP), a part's columns of it.
@@ -334,7 +304,10 @@ struct Sampler {
             for (int64_t k = 0; k < K; k += W)
                 store(x + k, tanh(load(m.E + character * K + k, K - k) + load(m.a + k, K - k)), K - k);
             const float* p = firsts + own.from * 3 * K;
-            for (int g = 0; g < 3; ++g) p = multiply_all(own, p, K, x, 0, x, bias + g * HP, to + g * HP);
+            for (int g = 0; g < 3; ++g) {
+                const float* const in = bias + g * HP;
+                p = multiply_all(own, p, 1, K, x, 0, x, &in, 0, to + g * HP, HP);
+            }
             known[part * N + character] = 1;
         }
         return to;
@@ -345,50 +318,74 @@ struct Sampler {
         return layers + own.from * rows() + (own.to - own.from) * ((l ? 6 * l - 3 : 0) * H + row);
     }
 
+    // For each of `rows` texts, HP floats apart (the results `ld`), out = in[text] + offset + x1 times the panels' first K1 rows + x2 times their next K2, for
+    // all of a part's columns; returns where its panels end. The panel in the outer loop: it is read from afar once and then from the cache.
+    const float* multiply_all(const Columns& own, const float* p, int64_t rows, int64_t K1, const float* x1, int64_t K2, const float* x2,
+                              const float* const* in, int64_t offset, float* out, int64_t ld) const {
+        const int64_t blocks = (rows + MR - 1) / MR, least = rows / blocks, more = rows % blocks;
+        for (int64_t j = own.from, N; j < own.to; j += N * W, p += (K1 + K2) * N * W) {
+            N = own.vectors(j, panel);
+            if (n == 1) {
+                multiply_panel[N](p, K1, x1, K2, x2, *in + offset + j, out + j);
+                continue;
+            }
+            for (int64_t i = 0, block = 0; block < blocks; ++block) {
+                const int64_t R = least + (block < more);
+                tile_of(R, N)(p, HP, K1, x1 + i * HP, K2, x2 + i * HP, in + i, offset + j, out + i * ld + j, ld);
+                i += R;
+            }
+        }
+        return p;
+    }
+
     // z, r * s and what of h's sum does not depend on them.
     void gates(int part, int64_t l, const int32_t* characters) {
         const Columns& own = columns[part];
-        for (int64_t i = 0; i < n; ++i) {
-            const float* const s = states + (l * n + i) * HP;
-            const float* const below = l ? s - n * HP : s;
-            const float* const in = l ? bias + l * 3 * HP : first_input(part, i, characters[i]);
-            float *const z = this->z + i * HP, *const rs = this->rs + i * HP, *const h = this->h + i * HP;
-            const float* p = multiply_all(own, panels(own, l, 0), l ? H : 0, below, H, s, in, z);
-            p = multiply_all(own, p, l ? H : 0, below, H, s, in + HP, rs);
-            multiply_all(own, p, l ? H : 0, below, 0, s, in + 2 * HP, h);
-            for (int64_t j = own.from; j < own.to; j += W) {
+        const float* const s = states + l * n * HP;
+        const float* const below = l ? s - n * HP : s;
+        const float** const in = rows_in + part * lines(n);
+        for (int64_t i = 0; i < n; ++i) in[i] = l ? bias + l * 3 * HP : first_input(part, i, characters[i]);
+        const float* p = multiply_all(own, panels(own, l, 0), n, l ? H : 0, below, H, s, in, 0, z, HP);
+        p = multiply_all(own, p, n, l ? H : 0, below, H, s, in, HP, rs, HP);
+        multiply_all(own, p, n, l ? H : 0, below, 0, s, in, 2 * HP, h, HP);
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = i * HP + own.from; j < i * HP + own.to; j += W) {
                 store(z + j, hard_sigmoid(load(z + j)));
                 store(rs + j, hard_sigmoid(load(rs + j)) * load(s + j));
             }
-        }
     }
 
     // h and the next state.
     void next_state(int part, int64_t l) {
         const Columns& own = columns[part];
-        for (int64_t i = 0; i < n; ++i) {
-            float *const s = states + (l * n + i) * HP, *const h = this->h + i * HP;
-            multiply_all(own, panels(own, l, l ? 5 * H : 2 * H), H, rs + i * HP, 0, rs, h, h);
-            for (int64_t j = own.from; j < own.to; j += W) {
+        float* const s = states + l * n * HP;
+        const float** const in = rows_in + part * lines(n);
+        for (int64_t i = 0; i < n; ++i) in[i] = h + i * HP;
+        multiply_all(own, panels(own, l, l ? 5 * H : 2 * H), n, H, rs, 0, rs, in, 0, h, HP);
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = i * HP + own.from; j < i * HP + own.to; j += W) {
                 const V candidate = tanh(load(h + j));
-                store(s + j, candidate + load(z + i * HP + j) * (load(s + j) - candidate));
+                store(s + j, candidate + load(z + j) * (load(s + j) - candidate));
             }
-        }
     }
 
     void output(int part) {
         const Columns& own = logit_columns[part];
-        for (int64_t i = 0; i < n; ++i)
-            multiply_all(own, outputs + own.from * H, H, states + ((L - 1) * n + i) * HP, 0, states, c, logits + i * VP);
+        const float** const in = rows_in + part * lines(n);
+        for (int64_t i = 0; i < n; ++i) in[i] = c;
+        multiply_all(own, outputs + own.from * H, n, H, states + (L - 1) * n * HP, 0, states, in, 0, logits, VP);
     }
 
     // A thread's part of the steps from `step` to `stop`; the first thread may set `stop` lower on the way.
     void steps(int thread, int threads, Barrier& barrier) {
         const int first = parts * thread / threads, last = parts * (thread + 1) / threads;
-        int32_t* const read = characters + thread * lines(n);
+        const int64_t from = n > 1 ? n * thread / threads : 0, to = n > 1 ? n * (thread + 1) / threads : n;
+        int32_t* const read = characters + (n > 1 ? 0 : thread * lines(n));
+        Draw draw(m, shares + thread * Draw::floats(N));
         double before = threads > 1 && thread == 0 ? now() : 0, behind = 0;
         int64_t round = 0, t = step;
-        memcpy(read, m.chars, (size_t)n * sizeof(int32_t));
+        memcpy(read + from, m.chars + from, (size_t)(to - from) * sizeof(int32_t));
+        if (n > 1) barrier.wait(threads, round);
         for (bool more = t < stop; more; ++t) {
             for (int64_t l = 0; l < L; ++l) {
                 for (int part = first; part < last; ++part) gates(part, l, read);
@@ -406,15 +403,14 @@ struct Sampler {
             }
             barrier.wait(threads, round);
             more = t + 1 < __atomic_load_n(&stop, __ATOMIC_RELAXED);
-            for (int64_t i = 0; i < n; ++i) {
-                const int64_t drawn = draw(logits + i * VP, m.allowed, N, m.temp, m.uniforms[i * m.steps + t], shares + thread * (VP + UNIT));
-                if (drawn < 0) {
-                    if (thread == 0) failed = true;
-                    return;
-                }
-                read[i] = (int32_t)drawn;
-                if (thread == 0) m.out[i * m.steps + t] = (int32_t)drawn;
+            for (int64_t i = from; i < to; ++i) {
+                const int64_t drawn = draw(logits + i * VP, m.uniforms[i * m.steps + t]);
+                if (drawn < 0) __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+                read[i] = drawn < 0 ? 0 : (int32_t)drawn;
+                if (n > 1 || thread == 0) m.out[i * m.steps + t] = read[i];
             }
+            if (n > 1) barrier.wait(threads, round);
+            if (__atomic_load_n(&failed, __ATOMIC_RELAXED)) return;
         }
     }
 
@@ -440,13 +436,13 @@ struct Sampler {
         parallel(course->alone > 0 ? 1 : parts, [&](int, int threads) {
             for (int64_t part, end; each.take(threads, part, end);) refresh_weights((int)part);
         });
-        for (step = m.first; step < m.last && !failed;) {
-            const int64_t left = m.last - step;
-            if (parts > 1 && step > m.first && course->alone == 0) {
+        for (step = 0; step < m.steps && !failed;) {
+            const int64_t left = m.steps - step;
+            if (parts > 1 && step > 0 && course->alone == 0) {
                 const int64_t before = step;
-                const double seconds = round(parts, m.last), paced = (double)(step - before) * course->pace;
+                const double seconds = round(parts, m.steps), paced = (double)(step - before) * course->pace;
                 if (paced > ROUND) course->again = 1;
-                if (seconds > paced + LOST || step < m.last) {
+                if (seconds > paced + LOST || step < m.steps) {
                     course->alone = course->again;
                     course->again = course->again < 64 ? 2 * course->again : 64;
                 }
