@@ -1,9 +1,10 @@
-"""Characters a second that one text is drawn with: ours, native and on NumPy, and PyTorch's GRUCell step loop, side by side.
+"""Characters a second that texts are drawn with: ours, native and on NumPy, and PyTorch's GRUCell step loop, side by side.
 
-    python benchmarks/sample_speed.py [--settings 2x128 3x256 3x512] [--vocab 66] [--chars 200] [--threads 2] [--repeats 9]
+    python benchmarks/sample_speed.py [--settings 2x128 3x256 3x512] [--texts 1 16 64 256] [--vocab 66] [--chars 200] [--threads 2] [--repeats 9]
 
-Each contender runs in a process of its own and draws a few texts in turn, so that all meet the same noise. Medians. GB/s: the
-weights that a character needs, 4 ((6 L - 3) H^2 + H V) bytes, over the time; the limit is what the caches give.
+Each contender runs in a process of its own and draws its texts in turn, so that all meet the same noise. Medians. One text is limited by
+the bytes of weights that a character needs, 4 ((6 L - 3) H^2 + H V), that the caches give (GB/s); many, drawn side by side, by
+the arithmetic, twice as many FLOP as weights (GFLOP/s).
 PyTorch is measured where it is installed (`pip install torch==2.13.0`), with one thread and with all; "x PyTorch" is to the better.
 """
 
@@ -15,16 +16,16 @@ import re
 import train_step
 
 
-def ours(L, H, V, chars):
-    """A text as `ModelState.sample` draws it, from a network with its initial weights."""
+def ours(L, H, V, n, chars):
+    """n texts as `ModelState.sample` draws them, from a network with its initial weights."""
     import numpy as np
 
     import report
     from layers import GRUEncode
     report.verbose = False
     model, rng = GRUEncode(V, L, H, 0), np.random.default_rng(0)
-    allowed, s0 = np.ones(V, np.int8), np.zeros((L, H), np.float32)
-    return lambda: model.sampletext(1, rng.random(chars), 0.7, allowed, s0)
+    first, allowed, s0 = np.ones(n), np.ones(V, np.int8), np.zeros((L, n, H), np.float32)
+    return lambda: model.sampletext(first, rng.random((n, chars)), 0.7, V, 1.0, 0.0, allowed, s0)
 
 
 def oursalone(*setting):
@@ -39,7 +40,7 @@ def numpyops(*setting):
     return ours(*setting)
 
 
-def pytorch(L, H, V, chars):
+def pytorch(L, H, V, n, chars):
     """The usual loop over nn.GRUCell: embedding, tanh, cells, output, softmax, draw."""
     import torch
     from torch import nn
@@ -50,13 +51,13 @@ def pytorch(L, H, V, chars):
 
     @torch.inference_mode()
     def draw():
-        states, char, drawn = [torch.zeros(1, H) for _ in cells], torch.tensor([1]), []
+        states, char, drawn = [torch.zeros(n, H) for _ in cells], torch.ones(n, dtype=torch.long), []
         for _ in range(chars):
             x = torch.tanh(embedding(char))
             for l, cell in enumerate(cells):
                 x = states[l] = cell(x, states[l])
             char = torch.multinomial(torch.softmax(output(x) / 0.7, 1), 1)[:, 0]
-            drawn.append(int(char))
+            drawn.append(char.tolist())
         return drawn
     return draw
 
@@ -73,24 +74,27 @@ CONTENDERS = {'ours': ours, 'ours, 1 thread': oursalone, 'ours, on NumPy': numpy
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--settings', nargs='+', default=['2x128', '3x256', '3x512'], metavar='LxH')
+    parser.add_argument('--texts', nargs='+', type=int, default=[1, 16, 64, 256], help='how many side by side')
     parser.add_argument('--vocab', type=int, default=66)
-    parser.add_argument('--chars', type=int, default=200, help='of a text')
+    parser.add_argument('--chars', type=int, default=200, help='of all texts together, and at least 10 of each')
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--repeats', type=int, default=9, help='turns of 5 texts each')
     args = parser.parse_args()
     train_step.setthreads(args.threads)
-    print(f'{train_step.processor()}, {args.threads} threads, Python {platform.python_version()}, V {args.vocab}, texts of {args.chars}')
-    print(f'{"":20}{"chars/s":>12}{"us a char":>12}{"GB/s":>8}{"x PyTorch":>11}')
+    print(f'{train_step.processor()}, {args.threads} threads, Python {platform.python_version()}, V {args.vocab}')
+    print(f'{"":20}{"chars/s":>12}{"us a char":>12}{"GB/s":>8}{"GFLOP/s":>9}{"x PyTorch":>11}')
     for text in args.settings:
         L, H = (int(number) for number in re.findall(r'\d+', text))
-        times = train_step.measure((L, H, args.vocab, args.chars), args.repeats, CONTENDERS)
-        best = min((seconds for name, seconds in times.items() if name.startswith('pytorch')), default=None)
-        print(f'{L} x {H}')
-        for name, seconds in times.items():
-            seconds /= args.chars
-            weights = 4 * ((6 * L - 3) * H * H + H * args.vocab)
-            ratio = f'{best / args.chars / seconds:11.2f}' if best else ''
-            print(f'  {name:18}{1 / seconds:12,.0f}{seconds * 1e6:12.1f}{weights / seconds / 1e9:8.1f}{ratio}')
+        weights = (6 * L - 3) * H * H + H * args.vocab
+        for n in args.texts:
+            steps = max(args.chars // n, 10)
+            times = train_step.measure((L, H, args.vocab, n, steps), args.repeats, CONTENDERS)
+            best = min((seconds for name, seconds in times.items() if name.startswith('pytorch')), default=None)
+            print(f'{L} x {H}, {n} text{"s" * (n > 1)}')
+            for name, seconds in times.items():
+                ratio = f'{best / seconds:11.2f}' if best else ''
+                rate = n * steps / seconds
+                print(f'  {name:18}{rate:12,.0f}{1e6 / rate:12.1f}{4 * weights * steps / seconds / 1e9:8.1f}{2 * weights * rate / 1e9:9.1f}{ratio}')
 
 
 if __name__ == '__main__':
