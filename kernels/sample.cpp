@@ -4,10 +4,10 @@
 // whose x U + b is looked up in a table; out of the second-level cache or the third. So the weights lie in the order in which
 // they are read, in panels of some vectors of columns, each (k, columns), one stream of addresses. Limit of many: twice as many
 // FLOP as weights a character, by register tiles of texts by columns. The sums of a text do not depend on how many there are.
-// The columns are cut into parts, as
-// many as there are threads: the same columns of every gate, so that a thread waits for the others only where a vector is read
-// that all have written: twice a layer and once for the logits. Of one text each thread draws, from the same logits the same
-// character; many they share.
+//
+// The columns are cut into parts, as many as there are threads: the same columns of every gate, so that a thread waits for the
+// others only where a vector is read that all have written: twice a layer and once for the logits. Of one text each thread draws,
+// from the same logits the same character; many texts they share out, and wait once more.
 // Where other programs keep the processors busy, waiting for a thread that does not run takes longer than its work: then one
 // thread does all parts, as long as it is faster so.
 #include <math.h>
