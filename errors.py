@@ -76,9 +76,9 @@ def checkpath(name, value):
 
 
 def short(value):
-    """`repr(value)`, however long, in 80 characters."""
+    """`repr(value)`, however long, in one line of at most 80 characters."""
     try:
-        text = repr(value)
+        text = ' '.join(line.strip() for line in repr(value).splitlines())
     except ValueError:              # Python refuses to write out an int of thousands of digits
         return 'a number of thousands of digits'
     return text if len(text) <= 80 else text[:60] + ' ...'

@@ -46,8 +46,8 @@ class Stream:
         if not isinstance(prime, str):
             raise TypeError(f'prime takes a str, got {short(prime)}')
         self._until = self._checkuntil(until)
-        self.islist = n is not None or (state is not None and len(getattr(state, 'chars', ())) > 1)
         self.n, self._given = self._checkstate(state, n)
+        self.islist = n is not None or self.n > 1
         if not isinstance(seed, np.random.SeedSequence):
             seed = np.random.SeedSequence(None if seed is None else checkint('seed', seed, 0, 2 ** 63 - 1))
         # The first text of several is the one that a single one would be.
@@ -55,7 +55,7 @@ class Stream:
         self._rngs = [np.random.Generator(np.random.PCG64(each)) for each in seeds]
         self._allowed = np.ones(vocab, np.int8)
         self._allowed[0] = ms.charset.hasunknown
-        self._prime, self._size = prime, FIRST
+        self._prime, self._size = prime, 0
         self._live = list(range(self.n))           # the texts that have not met `until`
         self._tails = [''] * self.n                # the last drawn characters, in which `until` may have begun
         self.state = None
@@ -83,8 +83,9 @@ class Stream:
         if not isinstance(state, TextState):
             raise TypeError(f"state takes a stream's state, got {short(state)}")
         states, chars = np.asarray(state.states), np.asarray(state.chars)
-        L, H, vocab, given = self._model.layers, self._model.state_size, len(self._ms.charset), len(chars)
-        if states.shape != (L, given, H) or chars.shape != (given,) or not given or not (0 <= chars.min() <= chars.max() < vocab):
+        L, H, vocab, given = self._model.layers, self._model.state_size, len(self._ms.charset), chars.size
+        if (states.shape != (L, given, H) or chars.shape != (given,) or not given or states.dtype.kind != 'f' or chars.dtype.kind not in 'iu'
+                or not 0 <= chars.min() <= chars.max() < vocab):
             raise ValueError(f'state is of another model: its states have the shape {states.shape}, this network has {L} layers of {H} units '
                              f'and {vocab} characters')
         if given > 1 and n not in (None, given):
@@ -103,15 +104,16 @@ class Stream:
             raise StopIteration
         if self.state is None:                      # nothing to read or write
             raise StopIteration
-        steps = min(self._left, self._size)
-        if steps and self._live:
-            self._draw(steps, pieces)
+        if self._left and self._live:
+            self._draw(pieces)
         return pieces if self.islist else pieces[0]
 
     def _begin(self):
         """Read what the texts begin with, or draw their first characters; their pieces."""
         L, H, n = self._model.layers, self._model.state_size, self.n
         pieces, before = [self._prime] * n, self._given
+        if self._until:
+            self._model.allstates               # compiled now, so that nothing is said in the middle of a text
         if self._prime:
             x = np.repeat(self._ms.charset.encode(self._prime)[:, None].astype(np.int32), n if before else 1, 1)
             states = before.states if before else np.zeros((L, 1, H), np.float32)
@@ -129,9 +131,13 @@ class Stream:
             self._take(chars[:, None], self.state, pieces)
         return pieces
 
-    def _draw(self, steps, pieces):
-        """Draw so many characters of each text that has not ended, and add them to its piece."""
+    def _draw(self, pieces):
+        """Draw some characters of each text that has not ended, and add them to its piece."""
         live, before = list(self._live), self.state
+        L, H, vocab = self._model.layers, self._model.state_size, len(self._ms.charset)
+        most = max(WORK // ((6 * L * H + vocab) * H * len(live)), 1)
+        self._size = min(2 * self._size or FIRST, most)
+        steps = min(self._left, self._size)
         uniforms = np.stack([self._rngs[i].random(steps) for i in live])
         drawn, states = self._model.sampletext(before.chars[live], uniforms, *self._steering, self._allowed, before.states[:, live])
         self._left -= steps
@@ -139,9 +145,6 @@ class Stream:
         after.states[:, live], after.chars[live] = states, drawn[:, -1]
         self.state = after
         self._take(drawn, before, pieces)
-        H, L, vocab = self._model.state_size, self._model.layers, len(self._ms.charset)
-        most = max(WORK // ((6 * L * H + vocab) * H * max(len(self._live), 1)), 1)
-        self._size = min(2 * self._size, most)
 
     def _take(self, drawn, before, pieces):
         """Add the drawn characters of the texts that live (rows, steps) to their pieces, as far as `until`; `before`: where they stood."""

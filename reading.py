@@ -69,7 +69,7 @@ def score(ms, text):
     shares = np.empty(len(codes))
     shares[0] = -np.log(starts[codes[0]] / starts.sum())
     progress = report.Progress('Reading', len(codes) - 1, 1) if len(codes) > SHOWN else None
-    done = 1
+    done, total = 1, 0.0
     try:
         for S in readcharacters(model, codes[:-1, None], np.zeros((model.layers, 1, model.state_size), np.float32)):
             logits = S[-1][:, 0] @ V + c
@@ -77,9 +77,10 @@ def score(ms, text):
             targets = codes[done:done + len(logits)]
             shares[done:done + len(logits)] = (highest + np.log(np.exp(logits - highest[:, None]).sum(1))
                                                - logits[np.arange(len(logits)), targets])
+            total += shares[done:done + len(logits)].sum()
             done += len(logits)
             if progress:
-                progress.step(shares[:done].mean(), len(logits))
+                progress.step(total / (done - 1), len(logits))
     finally:
         if progress:
             progress.close()

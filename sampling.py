@@ -11,7 +11,7 @@ class SampleText(Op):
     """The characters of n texts, drawn one after another, each from softmax(logits / temp) behind the one before.
 
     Inputs: chars (n,), the indices that are read first; uniforms (n, steps), numbers in [0, 1) in float64, one a draw; temp, a
-    scalar (0: the most likely character); top_k >= 1, top_p in (0, 1], min_p in [0, 1], scalars that leave unlikely characters out (`_draw`; V, 1 and 0
+    finite scalar (0: the most likely character); top_k >= 1, top_p in (0, 1], min_p in [0, 1], scalars that leave unlikely characters out (`_draw`; V, 1 and 0
     leave none out); allowed (V,), booleans: what may be drawn; s0 (L, n, H); then the model: E and a where it is `encoded`; U, W, b of each layer;
     V, c. Outputs: indices (n, steps) int32, without the first; the states (L, n, H) before the last drawn ones are read.
 
@@ -81,8 +81,8 @@ class SampleText(Op):
         wanted = [(len(c), K), (K,)][:len(source)] + [shape for l in range(len(layers)) for shape in ((H if l else K, 3 * H), (H, 3 * H), (3 * H,))]
         if not H * K * len(layers) or [i.shape for i in inputs[8:]] != wanted + [(H, len(c)), c.shape]:
             raise ValueError(f'SampleText takes a network whose sizes agree, got {", ".join(str(i.shape) for i in inputs[8:])}')
-        if not (temp >= 0 and top_k >= 1 and 0 < top_p <= 1 and 0 <= min_p <= 1):
-            raise ValueError(f'SampleText takes temp >= 0, top_k >= 1, top_p in (0, 1] and min_p in [0, 1], got {temp}, {top_k}, {top_p} and {min_p}')
+        if not (0 <= temp < np.inf and top_k >= 1 and 0 < top_p <= 1 and 0 <= min_p <= 1):
+            raise ValueError(f'SampleText takes a finite temp >= 0, top_k >= 1, top_p in (0, 1] and min_p in [0, 1], got {temp}, {top_k}, {top_p} and {min_p}')
         checkindices('chars', chars, len(c))
         return chars, uniforms, float(temp), min(int(top_k), len(c)), float(top_p), float(min_p), allowed, s0, source, layers, V, c
 
@@ -104,7 +104,7 @@ def _draw(logits, uniform, temp, top_k, top_p, min_p):
         ranking = np.argsort(-logits, kind='stable')[:top_k]
         if top_p < 1:
             cumulated = np.cumsum(shares[ranking])
-            ranking = ranking[:np.searchsorted(cumulated, top_p * cumulated[-1]) + 1]
+            ranking = ranking[:np.searchsorted(cumulated / cumulated[-1], top_p) + 1]      # so that of 10 equals 0.7 are 7
         kept = np.zeros_like(shares)
         kept[ranking] = shares[ranking]
         shares = kept

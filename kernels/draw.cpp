@@ -52,10 +52,10 @@ void Draw::choose(const float* logits) {
         while (left > m.top_k) shares[ranking[--left]] = 0;
     }
     if (m.top_p == 1) return;
-    double enough = 0, sum = 0;
-    for (int64_t i = 0; i < left; ++i) enough += m.top_p * shares[ranking[i]];
+    double all = 0, sum = 0;
+    for (int64_t i = 0; i < left; ++i) all += shares[ranking[i]];
     std::make_heap(ranking, ranking + left, less);
-    for (; left > 0 && sum < enough; --left) {
+    for (; left > 0 && sum / all < m.top_p; --left) {
         std::pop_heap(ranking, ranking + left, less);
         sum += shares[ranking[left - 1]];
     }

@@ -124,25 +124,43 @@ def naive_nll(logits, y):
     return total / len(y)
 
 
-def naive_sample(params, s0, first, uniforms, temp, allowed):
-    """Indices and the state before the last of them is read: the whole text through the naive GRU again for each draw."""
+def naive_kept(logits, allowed, temp=1.0, top_k=None, top_p=1.0, min_p=0.0):
+    """The characters that may be drawn, a dict of index -> share, by the definition: rank those allowed, then leave out some."""
+    ranking = sorted((v for v in range(len(logits)) if allowed[v]), key=lambda v: (-logits[v], v))
+    shares = {v: float(np.exp((logits[v] - logits[ranking[0]]) / temp)) for v in ranking}
+    ranking = ranking[:top_k]
+    total, kept, reached = sum(shares[v] for v in ranking), [], 0.0
+    for v in ranking:
+        if top_p < 1 and reached >= top_p * total:
+            break
+        kept.append(v)
+        reached += shares[v]
+    return {v: shares[v] for v in sorted(kept) if shares[v] >= min_p * shares[ranking[0]]}
+
+
+def naive_sample(params, s0, first, uniforms, temp, allowed, **steering):
+    """Indices and the state (L, H) before the last of them is read: the whole text through the naive GRU again for each draw."""
     read = [first]
     for uniform in uniforms:
         logits, last = naive_logits(params, np.array(read)[:, None], s0[:, None, :])
         logits = logits[-1, 0]
-        chars = [v for v in range(len(logits)) if allowed[v]]
         if temp == 0:
-            char = max(chars, key=lambda v: logits[v])
+            char = max((v for v in range(len(logits)) if allowed[v]), key=lambda v: logits[v])
         else:
-            top = max(logits[v] for v in chars)
-            shares = [np.exp((logits[v] - top) / temp) for v in chars]
-            left = uniform * sum(shares)
-            for char, share in zip(chars, shares):
+            shares = naive_kept(logits, allowed, temp, **steering)
+            left = uniform * sum(shares.values())
+            for char, share in shares.items():
                 left -= share
                 if left < 0:
                     break
         read.append(char)
     return read[1:], last[:, 0]
+
+
+# --- Calls of Ops ------------------------------------------------------------------------------------------------
+
+def uniform(rng, *shape, scale=1.0):
+    return rng.uniform(-scale, scale, shape).astype('float32')
 
 
 def symbol(value):
@@ -157,3 +175,13 @@ def perform(op, *values):
     storage = [[None] for _ in node.outputs]
     op.perform(node, values, storage)
     return [s[0] for s in storage]
+
+
+def kernel(op, inputs, storages=None):
+    """What the Op's native kernel gives, outputs in a list; fails if there is no kernel."""
+    node = op.make_node(*map(symbol, inputs))
+    work = op.kernel(node)
+    assert work is not None
+    storages = storages or [[None] for _ in node.outputs]
+    work(list(inputs), storages)
+    return [storage[0] for storage in storages]

@@ -497,21 +497,23 @@ def test_allstates_are_the_naive_states_of_every_layer(modeltype):
 @pytest.mark.parametrize('temp', [0.0, 0.7])
 def test_sampletext_draws_what_the_naive_network_draws(modeltype, temp):
     model = wild(build(modeltype, V=6), scale=1.5)
-    s0, uniforms, allowed = state(model)[:, 0], np.random.RandomState(2).uniform(size=15), np.array([0, 1, 1, 1, 1, 1], 'int8')
+    s0, uniforms, allowed = state(model), np.random.RandomState(2).uniform(size=(2, 15)), np.array([0, 1, 1, 1, 1, 1], 'int8')
     before = model.arrays()
-    drawn, last = model.sampletext(3, uniforms, temp, allowed, s0)
-    want, want_last = naive_sample(model.get_params(), s0, 3, uniforms, temp, allowed)
-    assert drawn.tolist() == want and drawn.dtype == np.int32
-    np.testing.assert_allclose(last, want_last, atol=2e-6)
+    drawn, last = model.sampletext([3, 1], uniforms, temp, 4, 0.9, 0.05, allowed, s0[:, :2])
+    assert drawn.dtype == np.int32 and last.shape == (2, 2, 3)
+    for i, char in enumerate([3, 1]):
+        want, want_last = naive_sample(model.get_params(), s0[:, i], char, uniforms[i], temp, allowed, top_k=4, top_p=0.9, min_p=0.05)
+        assert drawn[i].tolist() == want
+        np.testing.assert_allclose(last[:, i], want_last, atol=2e-6)
     assert same(model.arrays(), before)
 
 
 def test_sampling_follows_the_parameters_that_training_changes():
     model = build('GRUEncode')
-    s0, allowed = np.zeros((2, 3), 'float32'), np.ones(5, 'int8')
+    s0, allowed = np.zeros((2, 1, 3), 'float32'), np.ones(5, 'int8')
     for char in (4, 2):
         model.set_params({'V': np.zeros((3, 5)), 'c': 9.0 * (np.arange(5) == char)})
-        assert model.sampletext(0, np.zeros(3), 0.0, allowed, s0)[0].tolist() == [char] * 3
+        assert model.sampletext([0], np.zeros((1, 3)), 0.0, 5, 1.0, 0.0, allowed, s0)[0].tolist() == [[char] * 3]
 
 
 @pytest.mark.parametrize('what', ['trainstep', 'evaluate', 'sampletext', 'allstates'])

@@ -49,8 +49,9 @@ def test_signatures_are_those_of_the_contract():
     assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
-    assert defaults(generatestring) == {'numchars': 100, 'temp': 0.5}
-    assert defaults(ModelState.sample) == {'numchars': 100, 'temp': 0.5, 'seed': None}
+    for writer in (generatestring, ModelState.sample, ModelState.stream):
+        assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
+                                    'until': None, 'n': None, 'state': None}
 
 
 @pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])

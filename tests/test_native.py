@@ -18,8 +18,7 @@ import engine
 import native
 import ops
 import report
-import sampling
-from conftest import ROOT, perform, symbol
+from conftest import ROOT, kernel, perform, symbol, uniform
 from engine import T, theano
 from layers import MODELTYPES
 from rn_rnn_char import ModelState
@@ -41,10 +40,6 @@ def threads_as_before():
 
 
 # --- Cases ------------------------------------------------------------------------------------------------------
-
-def uniform(rng, *shape, scale=1.0):
-    return rng.uniform(-scale, scale, shape).astype('float32')
-
 
 def grucase(source, T=3, B=2, H=16, K=4, V=5, seed=0, scale=1.0):
     """Inputs of a GRU Op in float32 whose products stay about `scale`, whatever the sizes."""
@@ -84,16 +79,6 @@ def updatecase(shapes, seed=0, scale=1.0):
 
 
 # --- How they are called ----------------------------------------------------------------------------------------
-
-def kernel(op, inputs, storages=None):
-    """What the Op's native kernel gives, outputs in a list; fails if there is no kernel."""
-    node = op.make_node(*map(symbol, inputs))
-    work = op.kernel(node)
-    assert work is not None
-    storages = storages or [[None] for _ in node.outputs]
-    work(list(inputs), storages)
-    return [storage[0] for storage in storages]
-
 
 def truth(op, inputs):
     """The same by `perform` in float64, on the same numbers."""
@@ -736,187 +721,6 @@ def test_a_child_forked_during_a_call_computes_the_same_and_so_does_its_parent()
         stop.set()
         thread.join(30)
     assert not thread.is_alive() and not wrong
-
-
-# --- The sampler ------------------------------------------------------------------------------------------------
-
-def samplecase(encoded, L=2, H=16, V=66, seed=0, steps=200, temp=1.0, scale=3.0):
-    """Inputs of a SampleText Op whose logits differ by some units, a fifth of the characters forbidden."""
-    rng = np.random.RandomState(seed)
-    allowed = (rng.rand(V) < 0.8).astype('int8')
-    allowed[rng.randint(V)] = 1
-    network = [uniform(rng, V, H), uniform(rng, H)] if encoded else []
-    for l in range(L):
-        rows = H if l or encoded else V
-        network += [uniform(rng, rows, 3 * H, scale=scale / H ** 0.5), uniform(rng, H, 3 * H, scale=scale / H ** 0.5), uniform(rng, 3 * H)]
-    return [np.array(rng.randint(V), 'int32'), rng.uniform(size=steps), np.array(temp), allowed, uniform(rng, L, H),
-            *network, uniform(rng, H, V, scale=scale / H ** 0.5), uniform(rng, V)]
-
-
-@needskernels
-@pytest.mark.parametrize('encoded', [True, False])
-@pytest.mark.parametrize('temp', [0, 0.3, 1])
-@pytest.mark.parametrize('L, H, V', [(1, 1, 2), (1, 15, 5), (2, 16, 66), (3, 17, 300), (2, 64, 66), (2, 100, 5), (1, 256, 66)])
-def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, temp, L, H, V):
-    op = sampling.SampleText(encoded)
-    for seed in range(10):
-        inputs = samplecase(encoded, L, H, V, seed, temp=temp)
-        (drawn, state), (want, want_state) = kernel(op, inputs), perform(op, *inputs)
-        assert drawn.dtype == np.int32 and drawn.tolist() == want.tolist(), seed
-        assert state.dtype == np.float32 and state.shape == (L, H)
-        np.testing.assert_allclose(state, want_state, atol=2e-5)
-        assert set(drawn) <= set(np.flatnonzero(inputs[3]))
-
-
-@needskernels
-@pytest.mark.parametrize('encoded', [True, False])
-@pytest.mark.parametrize('L, H', [(3, 256), (2, 17), (2, 340)])
-def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, L, H):
-    """3 x 256 and 2 x 340 are large enough for more than one."""
-    op, inputs = sampling.SampleText(encoded), samplecase(encoded, L, H, steps=300)
-    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
-    results = []
-    for threads in (1, 2, 3, 5, 1):
-        KERNELS.rngru_set_threads(threads)
-        for _ in range(2):
-            work(inputs, storages)
-            results.append([storage[0].tobytes() for storage in storages])
-    drawn, pieces, state = storages[0][0], [], inputs[4]
-    for start, end in [(0, 1), (1, 2), (2, 120), (120, 300)]:
-        first = inputs[0] if start == 0 else pieces[-1][-1]
-        work([first, inputs[1][start:end], *inputs[2:4], state, *inputs[5:]], storages)
-        pieces.append(storages[0][0])
-        state = storages[1][0]
-    results.append([np.concatenate(pieces).tobytes(), state.tobytes()])
-    assert all(result == results[0] for result in results) and len(set(drawn)) > 5
-
-
-@needskernels
-def test_a_text_longer_than_a_call_of_the_library_is_the_same(monkeypatch):
-    op, inputs = sampling.SampleText(True), samplecase(True, 1, 8, 20, steps=25000)
-    calls, call = [], native._call
-    monkeypatch.setattr(native, '_call', lambda *a: calls.append(a) or call(*a))
-    drawn, state = kernel(op, inputs)
-    assert len(calls) == 3
-    want, want_state = perform(op, *inputs)
-    assert (drawn == want).mean() == 1
-    np.testing.assert_allclose(state, want_state, atol=1e-5)
-
-
-@needskernels
-@pytest.mark.parametrize('encoded', [True, False])
-@pytest.mark.parametrize('threads', [1, 2])
-def test_every_parameter_changed_in_place_is_seen_by_the_next_text(encoded, threads):
-    KERNELS.rngru_set_threads(threads)
-    op, inputs = sampling.SampleText(encoded), samplecase(encoded, 3, 240, 40, steps=60)
-    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
-    work(inputs, storages)
-    for i in range(5, len(inputs)):
-        flat = inputs[i].reshape(-1)
-        before = storages[1][0].copy(), storages[0][0].copy()
-        flat += np.float32(0.05) * np.sign(flat)
-        flat[-1] += 1
-        work(inputs, storages)
-        want, want_state = perform(op, *inputs)
-        assert storages[0][0].tolist() == want.tolist()
-        np.testing.assert_allclose(storages[1][0], want_state, atol=2e-5)
-        assert (before[0] != storages[1][0]).any() or (before[1] != storages[0][0]).any()
-
-
-@needskernels
-@pytest.mark.parametrize('encoded', [True, False])
-def test_one_changed_number_of_a_network_of_zeros_is_seen_at_another_number_of_threads(encoded):
-    """Weights that all are equal look the same however they are cut into parts; the table of inputs doesn't."""
-    op, inputs = sampling.SampleText(encoded), samplecase(encoded, 3, 256, 40, steps=30)
-    for a in inputs[5:]:
-        if a.ndim == 2 and a is not inputs[-2]:
-            a[:] = 0
-    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
-    for threads in (2, 1, 3, 2):
-        KERNELS.rngru_set_threads(threads)
-        work(inputs, storages)
-        want, want_state = perform(op, *inputs)
-        assert storages[0][0].tolist() == want.tolist()
-        np.testing.assert_allclose(storages[1][0], want_state, atol=2e-5)
-
-
-@needskernels
-@pytest.mark.parametrize('modeltype', MODELTYPES)
-def test_training_and_set_params_between_texts_are_seen(modeltype):
-    model, rng = MODELTYPES[modeltype](20, 2, 24, 1), np.random.RandomState(0)
-    uniforms, allowed, s0 = rng.rand(80), np.ones(20, 'int8'), np.zeros((2, 24), 'float32')
-    x = rng.randint(0, 20, (6, 1)).astype('int32')
-    other, seen = MODELTYPES[modeltype](20, 2, 24, 2).get_params(), []
-    for change in (lambda: None, lambda: model.trainstep(x, x[::-1].copy(), 0.05, 0.9, 0.1), lambda: model.set_params(other),
-                   lambda: model.params['V'].set_value(-9 * other['V']), lambda: model.trainstep(x, x[::-1].copy(), 0.1, 0.9, 0)):
-        change()
-        drawn, state = model.sampletext(3, uniforms, 0.7, allowed, s0)
-        want, _ = perform(sampling.SampleText(modeltype == 'GRUEncode'), np.int32(3), uniforms, np.float64(0.7), allowed, s0,
-                          *model.get_params().values())
-        assert drawn.tolist() == want.tolist()
-        seen.append(drawn.tobytes() + state.tobytes())
-    assert len(set(seen)) == len(seen)
-
-
-@needskernels
-@pytest.mark.parametrize('encoded', [True, False])
-@pytest.mark.parametrize('threads', [1, 2])
-@pytest.mark.parametrize('temp', [0, 1])
-@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-def test_a_network_that_gives_nan_is_refused_by_the_native_sampler_and_the_next_one_is_not(encoded, threads, temp, value):
-    KERNELS.rngru_set_threads(threads)
-    op, inputs = sampling.SampleText(encoded), samplecase(encoded, 3, 256, 20, temp=temp, steps=50)
-    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
-    for i in range(5, len(inputs)):
-        wrong = [a.copy() for a in inputs]
-        wrong[i][...] = np.nan if i < len(inputs) - 1 else value
-        with pytest.raises(FloatingPointError, match='diverged'):
-            work(wrong, storages)
-    work(inputs, storages)
-    assert storages[0][0].tolist() == perform(op, *inputs)[0].tolist()
-
-
-@needskernels
-@pytest.mark.parametrize('i', range(3, 13))
-def test_the_native_sampler_refuses_sizes_that_do_not_agree(untouched, i):
-    op, inputs = sampling.SampleText(True), samplecase(True, 2, 4, 6)
-    inputs[i] = inputs[i][:-1]
-    for draw in (kernel, lambda op, inputs: perform(op, *inputs)):
-        with pytest.raises(ValueError, match='SampleText takes'):
-            draw(op, inputs)
-
-
-@needskernels
-@pytest.mark.parametrize('uniforms', [[], [0.0, np.nextafter(1, 0)] * 20])
-def test_the_ends_of_the_uniforms_and_no_draws(uniforms):
-    op, inputs = sampling.SampleText(True), samplecase(True)
-    inputs[1] = np.array(uniforms, 'float64')
-    (drawn, state), (want, want_state) = kernel(op, inputs), perform(op, *inputs)
-    assert drawn.tolist() == want.tolist()
-    np.testing.assert_allclose(state, want_state, atol=1e-5)
-
-
-@needskernels
-def test_several_streams_at_once_are_each_what_one_alone_is():
-    cases = [samplecase(True, 3, 256, 30, steps=40) for _ in range(3)]
-    rng = np.random.RandomState(5)
-    first, uniforms, states = rng.randint(0, 30, 3).astype('int32'), rng.rand(3, 40), uniform(rng, 3, 3, 256)
-    E, a, *rest, V, c = cases[0][5:]
-    layers, allowed = [rest[i:i + 3] for i in range(0, 9, 3)], np.ones(30, 'uint8')
-    want = []
-    for i in range(3):
-        state = states[:, i:i + 1].copy()
-        drawn, _ = native.sample([E, a], layers, V, c, first[i:i + 1], uniforms[i:i + 1], 1.0, allowed, state)
-        want.append((drawn[0].tolist(), state[:, 0].tolist()))
-    drawn, _ = native.sample([E, a], layers, V, c, first, uniforms, 1.0, allowed, states)
-    assert [(drawn[i].tolist(), states[:, i].tolist()) for i in range(3)] == want
-
-
-@needskernels
-def test_a_sampler_of_float64_falls_back_to_numpy():
-    op = sampling.SampleText(True)
-    inputs = [a.astype('float64') if a.dtype == 'float32' else a for a in samplecase(True)]
-    assert op.kernel(op.make_node(*map(symbol, inputs))) is None
 
 
 @needskernels

@@ -1,121 +1,473 @@
-"""The sampler against a naive loop and against the shares of a softmax."""
+"""The sampler: NumPy against a naive loop, the native kernel against NumPy, both against distributions worked out by hand."""
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
+import native
 import sampling
-from conftest import naive_sample, perform
+from conftest import kernel, naive_kept, naive_sample, perform, symbol, uniform
+from layers import MODELTYPES
+
+KERNELS = native.library()
+needskernels = pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here')
+NETWORK = 8                 # of the Op's inputs, the first one of the network
 
 
-def samplecase(encoded, L=2, H=3, V=6, seed=0, scale=1.5):
-    """(params, a dict in the Op's order; s0 (L, H))."""
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    yield
+    if KERNELS is not None:
+        KERNELS.rngru_set_threads(0)
+
+
+def samplecase(encoded, L=2, H=16, V=66, n=1, seed=0, steps=200, temp=1.0, top_k=None, top_p=1.0, min_p=0.0, scale=3.0):
+    """Inputs of a SampleText Op in float32 whose logits differ by some units, a fifth of the characters forbidden."""
     rng = np.random.RandomState(seed)
-    shapes = {'E': (V, H), 'a': (H,)} if encoded else {}
+    allowed = (rng.rand(V) < 0.8).astype('int8')
+    allowed[rng.randint(V)] = 1
+    network = [uniform(rng, V, H), uniform(rng, H)] if encoded else []
     for l in range(L):
-        shapes.update({f'U{l}': (H if l or encoded else V, 3 * H), f'W{l}': (H, 3 * H), f'b{l}': (3 * H,)})
-    shapes.update(V=(H, V), c=(V,))
-    return {name: rng.uniform(-scale, scale, shape) for name, shape in shapes.items()}, rng.uniform(-1, 1, (L, H))
+        rows = H if l or encoded else V
+        network += [uniform(rng, rows, 3 * H, scale=scale / H ** 0.5), uniform(rng, H, 3 * H, scale=scale / H ** 0.5), uniform(rng, 3 * H)]
+    network += [uniform(rng, H, V, scale=scale / H ** 0.5), uniform(rng, V)]
+    return [rng.randint(0, V, n).astype('int32'), rng.uniform(size=(n, steps)), np.array(float(temp)), np.array(top_k or V),
+            np.array(float(top_p)), np.array(float(min_p)), allowed, uniform(rng, L, n, H), *network]
 
 
-def sample(encoded, params, s0, first, uniforms, temp, allowed=None):
-    V = len(params['c'])
-    allowed = np.ones(V, 'int8') if allowed is None else np.asarray(allowed, 'int8')
-    return perform(sampling.SampleText(encoded), np.int32(first), np.asarray(uniforms, 'float64'), np.float64(temp), allowed, s0,
-                   *params.values())
+def double(inputs):
+    return [np.asarray(i, 'float64') if i.dtype == 'float32' else i for i in inputs]
+
+
+def named(encoded, inputs):
+    """The network as get_params gives it."""
+    network = inputs[NETWORK:]
+    layers = (len(network) - 2) // 3
+    names = ['E', 'a'] * encoded + [f'{name}{l}' for l in range(layers) for name in 'UWb'] + ['V', 'c']
+    return dict(zip(names, network))
+
+
+def changed(inputs, **new):
+    """The inputs with some replaced, by name."""
+    names = ['chars', 'uniforms', 'temp', 'top_k', 'top_p', 'min_p', 'allowed', 's0']
+    return [np.asarray(new.get(name, i), i.dtype) for name, i in zip(names, inputs)] + inputs[NETWORK:]
+
+
+# --- NumPy against the naive network ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('layers', [1, 2, 3])
+@pytest.mark.parametrize('temp, steering', [(0, {}), (0.5, {}), (1.3, {}), (1.3, {'top_k': 3}), (2, {'top_p': 0.7}), (0.9, {'min_p': 0.3}),
+                                            (1.5, {'top_k': 4, 'top_p': 0.8, 'min_p': 0.2})])
+def test_sampled_indices_and_states_agree_with_the_naive_loop(encoded, layers, temp, steering):
+    inputs = double(samplecase(encoded, layers, 3, 6, n=3, steps=12, temp=temp, **steering))
+    drawn, states = perform(sampling.SampleText(encoded), *inputs)
+    assert drawn.dtype == np.int32 and drawn.shape == (3, 12) and states.shape == (layers, 3, 3)
+    for i in range(3):
+        want, want_states = naive_sample(named(encoded, inputs), inputs[7][:, i], inputs[0][i], inputs[1][i], temp, inputs[6], **steering)
+        assert drawn[i].tolist() == want
+        np.testing.assert_allclose(states[:, i], want_states, atol=1e-13)
 
 
 @pytest.mark.parametrize('encoded', [True, False])
-@pytest.mark.parametrize('layers_', [1, 2, 3])
-@pytest.mark.parametrize('temp', [0, 0.5, 1.3])
-def test_sampled_indices_and_state_agree_with_the_naive_loop(encoded, layers_, temp):
-    params, s0 = samplecase(encoded, L=layers_)
-    uniforms, allowed = np.random.RandomState(1).uniform(size=12), [1, 1, 0, 1, 1, 1]
-    drawn, state = sample(encoded, params, s0, 4, uniforms, temp, allowed)
-    want, want_state = naive_sample(params, s0, 4, uniforms, temp, allowed)
-    assert drawn.dtype == np.int32 and drawn.tolist() == want
-    assert state.shape == s0.shape
-    np.testing.assert_allclose(state, want_state, atol=1e-13)
-
-
-@pytest.mark.parametrize('encoded', [True, False])
-def test_sampling_goes_on_from_the_state_that_it_returns(encoded):
-    params, s0 = samplecase(encoded)
-    uniforms, before = np.random.RandomState(2).uniform(size=20), s0.copy()
-    whole, end = sample(encoded, params, s0, 1, uniforms, 0.8)
-    start, middle = sample(encoded, params, s0, 1, uniforms[:7], 0.8)
-    rest, end2 = sample(encoded, params, middle, start[-1], uniforms[7:], 0.8)
-    assert whole.tolist() == start.tolist() + rest.tolist()
+def test_sampling_goes_on_from_the_states_that_it_returns(encoded):
+    op, inputs = sampling.SampleText(encoded), double(samplecase(encoded, 2, 3, 6, n=2, steps=20, temp=0.8))
+    before = inputs[7].copy()
+    whole, end = perform(op, *inputs)
+    start, middle = perform(op, *changed(inputs, uniforms=inputs[1][:, :7]))
+    rest, end2 = perform(op, *changed(inputs, chars=start[:, -1], uniforms=inputs[1][:, 7:], s0=middle))
+    np.testing.assert_array_equal(whole, np.concatenate([start, rest], 1))
     np.testing.assert_allclose(end2, end, atol=1e-14)
-    np.testing.assert_array_equal(s0, before)
+    np.testing.assert_array_equal(inputs[7], before)
 
 
-def test_no_draws_give_no_characters_and_the_state_as_it_was():
-    params, s0 = samplecase(True)
-    drawn, state = sample(True, params, s0, 0, [], 1)
-    assert drawn.shape == (0,)
-    np.testing.assert_array_equal(state, s0)
+def test_no_draws_give_no_characters_and_the_states_as_they_were():
+    inputs = samplecase(True, n=3, steps=0)
+    for how in [perform_, *([kernel] if KERNELS else [])]:
+        drawn, states = how(sampling.SampleText(True), inputs)
+        assert drawn.shape == (3, 0) and drawn.dtype == np.int32
+        np.testing.assert_array_equal(states, inputs[7])
 
 
-@pytest.mark.parametrize('temp', [0.3, 1, 2])
-def test_draws_follow_the_softmax(temp):
-    """N uniforms evenly spaced: each character is drawn N times its probability, to within one."""
-    logits, N = np.array([0.3, -1.0, 2.0, 0.0, -np.inf, 1.1]), 20000
-    counts = np.bincount([sampling._draw(logits, temp, (i + 0.5) / N) for i in range(N)], minlength=6)
-    shares = np.exp(logits / temp)
-    assert np.abs(counts - N * shares / shares.sum()).max() <= 1
-
-
-def test_random_draws_of_a_network_follow_its_softmax():
-    """A network of one unit whose logits are its biases whatever it reads; chi-squared with 4 degrees of freedom: 18.47 at 0.001."""
-    params, s0 = samplecase(False, L=1, H=1, V=5)
-    params['V'][:] = 0
-    params['c'][:] = np.log([0.1, 0.2, 0.3, 0.15, 0.25])
-    N = 10000
-    for temp in (1, 0.5):
-        drawn, _ = sample(False, params, s0, 0, np.random.RandomState(3).uniform(size=N), temp)
-        shares = np.array([0.1, 0.2, 0.3, 0.15, 0.25]) ** (1 / temp)
-        wants = N * shares / shares.sum()
-        assert ((np.bincount(drawn, minlength=5) - wants) ** 2 / wants).sum() < 18.47
-
-
-def test_forbidden_characters_are_never_drawn():
-    params, s0 = samplecase(True)
-    allowed = np.array([0, 1, 0, 1, 1, 0])
-    params['c'][allowed == 0] += 50             # they would be the likeliest
-    uniforms = np.concatenate([[0.0, np.nextafter(1, 0)], np.random.RandomState(4).uniform(size=300)])
-    for temp in (0, 0.01, 1, 100):
-        drawn, _ = sample(True, params, s0, 0, uniforms, temp, allowed)
-        assert set(drawn.tolist()) <= {1, 3, 4}
-
-
-@pytest.mark.parametrize('temp', [0.01, 1, 1e9])
-def test_uniforms_at_the_ends_draw_the_first_and_the_last_allowed(temp):
-    logits = np.array([-np.inf, 0.0, -0.01, -np.inf, 0.005, -np.inf])
-    assert sampling._draw(logits, temp, 0.0) == 1
-    assert sampling._draw(logits, temp, np.nextafter(1, 0)) == 4
-
-
-def test_the_largest_uniform_never_passes_the_end():
+def test_uniforms_at_the_ends_never_pass_the_end():
     rng = np.random.RandomState(6)
     for _ in range(200):
         logits = rng.normal(size=rng.randint(1, 40)) * 10.0 ** rng.randint(-3, 3)
         logits[rng.uniform(size=len(logits)) < 0.3] = -np.inf
         logits[rng.randint(len(logits))] = 1.0
-        for uniform in (0.0, np.nextafter(1, 0)):
-            assert logits[sampling._draw(logits, 0.7, uniform)] > -np.inf
+        for number in (0.0, np.nextafter(1, 0)):
+            for steering in ((len(logits), 1.0, 0.0), (3, 0.9, 0.1)):
+                assert logits[sampling._draw(logits.copy(), number, 0.7, *steering)] > -np.inf
 
 
-@pytest.mark.parametrize('temp', [0, 1e-300, 1e-12])
-def test_a_temperature_at_or_near_zero_draws_the_likeliest(temp):
-    with np.errstate(over='ignore'):
-        for uniform in (0.0, 0.5, np.nextafter(1, 0)):
-            assert sampling._draw(np.array([1.0, 3.0, -2.0, 2.9]), temp, uniform) == 1
+# --- What is drawn, by hand: a network whose logits are its biases, whatever it reads ---------------------------------
+
+def perform_(op, inputs):
+    return perform(op, *inputs)
 
 
+ways = pytest.mark.parametrize('how', [pytest.param(perform_, id='numpy'), pytest.param(kernel, marks=needskernels, id='native')])
+
+
+def biased(logits, uniforms, temp=1.0, top_k=None, top_p=1.0, min_p=0.0, allowed=None):
+    """Inputs of an Op of one unit and one-hot input that draws (n, steps) characters from softmax(logits / temp)."""
+    V = len(logits)
+    uniforms = np.atleast_2d(np.asarray(uniforms, 'float64'))
+    zeros = [np.zeros(shape, 'float32') for shape in ((V, 3), (1, 3), (3,), (1, V))]
+    return [np.zeros(len(uniforms), 'int32'), uniforms, np.array(float(temp)), np.array(top_k or V), np.array(float(top_p)),
+            np.array(float(min_p)), np.ones(V, 'int8') if allowed is None else np.array(allowed, 'int8'),
+            np.zeros((1, len(uniforms), 1), 'float32'), *zeros, np.array(logits, 'float32')]
+
+
+def kept(how, logits, **steering):
+    """The characters that are drawn when the uniforms are spaced evenly, 200 of them."""
+    drawn, _ = how(sampling.SampleText(False), biased(logits, (np.arange(200) + 0.5) / 200, **steering))
+    return set(drawn[0].tolist())
+
+
+P = np.log([0.1, 0.4, 0.2, 0.3])        # the characters' ranking: 1, 3, 2, 0
+EQUAL = [0.75] * 6
+UNLIKELY = np.log([0.9, 0.05, 0.03, 0.02])   # 0 is forbidden where it is used
+
+KEPT = [
+    (P, {}, {0, 1, 2, 3}), (P, {'top_k': 1}, {1}), (P, {'top_k': 2}, {1, 3}), (P, {'top_k': 3}, {1, 2, 3}), (P, {'top_k': 4}, {0, 1, 2, 3}),
+    (P, {'top_k': 10 ** 9}, {0, 1, 2, 3}),
+    # 0.4; 0.4 + 0.3; 0.4 + 0.3 + 0.2
+    (P, {'top_p': 1e-12}, {1}), (P, {'top_p': 0.39}, {1}), (P, {'top_p': 0.41}, {1, 3}), (P, {'top_p': 0.69}, {1, 3}),
+    (P, {'top_p': 0.71}, {1, 2, 3}),
+    (P, {'top_p': 0.91}, {0, 1, 2, 3}), (P, {'top_p': 1}, {0, 1, 2, 3}),
+    # of the likeliest's: 0.75, 0.5, 0.25
+    (P, {'min_p': 0}, {0, 1, 2, 3}), (P, {'min_p': 0.24}, {0, 1, 2, 3}), (P, {'min_p': 0.26}, {1, 2, 3}), (P, {'min_p': 0.51}, {1, 3}),
+    (P, {'min_p': 0.76}, {1}), (P, {'min_p': 1}, {1}),
+    # top_k first: 0.55 of 0.7 is less than 0.4. top_p first would keep 1 and 3.
+    (P, {'top_k': 2, 'top_p': 0.55}, {1}), (P, {'top_k': 2, 'top_p': 0.58}, {1, 3}),
+    # top_p before min_p, which alone keeps 1 and 3 and so 0.7, of which 0.55 is less than 0.4.
+    (P, {'top_p': 0.55, 'min_p': 0.6}, {1, 3}), (P, {'top_p': 0.75, 'min_p': 0.6}, {1, 3}), (P, {'top_p': 0.3, 'min_p': 0.1}, {1}),
+    (P, {'top_k': 3, 'top_p': 0.99, 'min_p': 0.6}, {1, 3}), (P, {'top_k': 1, 'top_p': 0.01, 'min_p': 1}, {1}),
+    # The temperature before all: at 0.5 the shares are 0.16, 0.09, 0.04, 0.01 of 0.3; at 2 they are 0.63, 0.55, 0.45, 0.32 of 1.94.
+    (P, {'temp': 0.5, 'top_p': 0.5}, {1}), (P, {'temp': 0.5, 'top_p': 0.55}, {1, 3}), (P, {'temp': 0.5, 'min_p': 0.6}, {1}),
+    (P, {'temp': 0.5, 'min_p': 0.55}, {1, 3}), (P, {'temp': 2, 'top_p': 0.65}, {1, 2, 3}), (P, {'temp': 2, 'min_p': 0.7}, {1, 2, 3}),
+    # Of equals the first count as likelier; a sum that reaches top_p exactly is enough.
+    (EQUAL, {'top_k': 3}, {0, 1, 2}), (EQUAL, {'top_k': 1}, {0}), (EQUAL, {'top_p': 0.5}, {0, 1, 2}),
+    (EQUAL, {'top_p': 0.51}, {0, 1, 2, 3}),
+    (EQUAL, {'min_p': 1}, {0, 1, 2, 3, 4, 5}), (EQUAL, {'top_k': 4, 'top_p': 0.5}, {0, 1}),
+    (EQUAL, {'top_k': 4, 'top_p': 0.75, 'min_p': 1}, {0, 1, 2}),
+    ([1, 2, 1, 2, 1], {'top_k': 3}, {0, 1, 3}), ([1, 2, 1, 2, 1], {'top_k': 1}, {1}), ([0.0, -0.0, 0.0], {'top_k': 2}, {0, 1}),
+    # What is forbidden counts for nothing, however likely.
+    (EQUAL, {'top_k': 3, 'allowed': [0, 1, 0, 1, 1, 1]}, {1, 3, 4}), (EQUAL, {'top_p': 0.5, 'allowed': [0, 1, 0, 1, 1, 1]}, {1, 3}),
+    (UNLIKELY, {'allowed': [0, 1, 1, 1]}, {1, 2, 3}), (UNLIKELY, {'top_k': 1, 'allowed': [0, 1, 1, 1]}, {1}),
+    (UNLIKELY, {'top_p': 0.45, 'allowed': [0, 1, 1, 1]}, {1}),
+    (UNLIKELY, {'top_p': 0.55, 'allowed': [0, 1, 1, 1]}, {1, 2}), (UNLIKELY, {'min_p': 0.5, 'allowed': [0, 1, 1, 1]}, {1, 2}),
+    (UNLIKELY, {'top_k': 4, 'allowed': [0, 1, 1, 1]}, {1, 2, 3}),
+    (UNLIKELY, {'top_k': 2, 'top_p': 0.7, 'min_p': 0.61, 'allowed': [0, 1, 1, 1]}, {1}),
+    (UNLIKELY, {'allowed': [0, 0, 0, 1], 'top_k': 2, 'top_p': 0.5, 'min_p': 1}, {3}),
+    ([np.nan, 1, 1, np.inf], {'allowed': [0, 1, 1, 0], 'top_k': 3, 'top_p': 0.9, 'min_p': 0.1}, {1, 2}),
+    ([-np.inf, 1, 2], {'top_k': 3}, {1, 2}), ([-np.inf, 1, 2], {'top_p': 0.99999, 'min_p': 0.01}, {1, 2}),
+    # Tiny temperatures leave the likeliest, huge ones make all the same, by the same ranking.
+    (P, {'temp': 1e-300}, {1}), (P, {'temp': 1e-12, 'top_p': 0.9}, {1}), (P, {'temp': 5e-324, 'top_k': 3}, {1}),
+    ([2, 1, 2], {'temp': 1e-300}, {0, 2}),
+    ([2, 1, 2], {'temp': 1e-300, 'top_p': 0.5}, {0}), ([2, 1, 2], {'temp': 1e-300, 'min_p': 1e-9}, {0, 2}),
+    (P, {'temp': 1e300}, {0, 1, 2, 3}), (P, {'temp': 1e300, 'top_k': 2}, {1, 3}), (P, {'temp': 1e300, 'top_p': 0.5}, {1, 3}),
+    (P, {'temp': 1e300, 'min_p': 1}, {0, 1, 2, 3}),
+    # At 0 the likeliest, whatever else is asked for.
+    (P, {'temp': 0}, {1}), (P, {'temp': 0, 'top_k': 3, 'top_p': 0.9, 'min_p': 0.1}, {1}),
+    (EQUAL, {'temp': 0, 'allowed': [0, 0, 1, 1, 1, 1]}, {2})]
+
+
+@ways
+@pytest.mark.parametrize('logits, steering, want', KEPT, ids=[f'{i}-{case[1]}' for i, case in enumerate(KEPT)])
+def test_the_characters_that_are_kept_are_those_found_by_hand(how, logits, steering, want):
+    assert kept(how, logits, **steering) == want
+
+
+@ways
+@pytest.mark.parametrize('count', [3, 9, 10, 25])
+def test_of_equals_top_p_keeps_as_many_as_its_share_says(how, count):
+    """k / count of `count` equals are k: 0.7 of 10 are 7 and not 8, whatever a sum of ten times 0.7 gives."""
+    for k in range(1, count + 1):
+        assert kept(how, [0.0] * count, top_p=k / count) == set(range(k)), k
+
+
+@ways
+@pytest.mark.parametrize('temp', [0.3, 1, 2])
+def test_evenly_spaced_uniforms_draw_each_character_by_its_share(how, temp):
+    """N of them: each character N times its probability, to within one."""
+    logits, N = np.array([0.3, -1.0, 2.0, 0.0, -np.inf, 1.1]), 5000
+    drawn, _ = how(sampling.SampleText(False), biased(logits, (np.arange(N) + 0.5) / N, temp, allowed=logits > -1.1))
+    shares = np.exp(logits / temp)
+    assert np.abs(np.bincount(drawn[0], minlength=6) - N * shares / shares.sum()).max() <= 1
+
+
+DRAWS = [(1, {}, [0.1, 0.2, 0.3, 0.15, 0.25]),
+         (0.5, {'top_k': 4, 'top_p': 0.7, 'min_p': 0.1}, [0, 0, 0.09, 0, 0.0625]),
+         (0.5, {}, [0.01, 0.04, 0.09, 0.0225, 0.0625]), (1, {'top_k': 3}, [0, 0.2, 0.3, 0, 0.25]),
+         (1, {'min_p': 0.45}, [0, 0.2, 0.3, 0.15, 0.25])]
+
+
+@pytest.mark.parametrize('how, temp, steering, want', [(perform_, *case) for case in DRAWS[:2]]
+                         + [pytest.param(kernel, *case, marks=needskernels) for case in DRAWS])
+def test_100_000_draws_follow_the_softmax(how, temp, steering, want):
+    """Chi-squared at 0.001 with 1 to 4 degrees of freedom."""
+    uniforms = np.random.RandomState(3).uniform(size=(100, 1000))
+    drawn, _ = how(sampling.SampleText(False), biased(np.log([0.1, 0.2, 0.3, 0.15, 0.25]), uniforms, temp, **steering))
+    counts, wants = np.bincount(drawn.ravel(), minlength=5), 10 ** 5 * np.array(want) / sum(want)
+    assert (counts[wants == 0] == 0).all()
+    counts, wants = counts[wants > 0], wants[wants > 0]
+    assert ((counts - wants) ** 2 / wants).sum() < {2: 10.83, 3: 13.82, 4: 16.27, 5: 18.47}[len(wants)]
+
+
+@ways
+def test_forbidden_characters_are_never_drawn(how):
+    for temp in (0, 0.01, 1, 100):
+        for steering in ({}, {'top_k': 2}, {'top_p': 0.9}, {'min_p': 0.2}, {'top_k': 5, 'top_p': 0.8, 'min_p': 0.01}):
+            inputs = samplecase(True, 2, 3, 6, steps=302, temp=temp, **steering)
+            inputs[6] = np.array([0, 1, 0, 1, 1, 0], 'int8')
+            inputs[-1][inputs[6] == 0] += 50        # they would be the likeliest
+            inputs[1][0, :2] = 0.0, np.nextafter(1, 0)
+            assert set(how(sampling.SampleText(True), inputs)[0][0].tolist()) <= {1, 3, 4}
+
+
+@ways
+@pytest.mark.parametrize('temp', [0.01, 1, 1e9])
+@pytest.mark.parametrize('steering', [{}, {'top_k': 3}, {'top_p': 0.9999999}])
+def test_uniforms_at_the_ends_draw_the_first_and_the_last_that_are_kept(how, temp, steering):
+    inputs = biased([9, 0.0, -0.01, 9, 0.005, 9], [[0.0, np.nextafter(1, 0)]], temp, allowed=[0, 1, 1, 0, 1, 0], **steering)
+    assert how(sampling.SampleText(False), inputs)[0].tolist() == [[1, 4]]
+
+
+@ways
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(halves=st.lists(st.integers(-8, 8), min_size=1, max_size=40), temp=st.sampled_from([0.2, 0.5, 1.0, 1.7, 4.0]),
+       top_k=st.integers(1, 40), top_p=st.floats(0.01, 1), min_p=st.floats(0, 1), seed=st.integers(0, 999))
+def test_the_characters_kept_and_their_shares_are_those_of_the_definition(how, halves, temp, top_k, top_p, min_p, seed):
+    """Uniforms just below and just above each boundary between characters: one kept too many or too few, and some are drawn wrongly."""
+    logits = np.array(halves, 'float64') / 2
+    allowed = np.random.RandomState(seed).rand(len(logits)) < 0.8
+    allowed[seed % len(logits)] = True
+    # The definition's sums are as inexact as any: where one of them meets top_p or min_p, either is right.
+    ranked = np.exp(np.sort((logits[allowed] - logits[allowed].max()) / temp)[::-1])
+    assume(top_p == 1 or (abs(np.cumsum(ranked[:top_k]) / ranked[:top_k].sum() - top_p) > 1e-9).all())
+    assume((abs(ranked - min_p) > 1e-9).all() or min_p in (0, 1))
+    shares = naive_kept(logits, allowed, temp, top_k, top_p, min_p)
+    chars, ends = np.array(list(shares)), np.cumsum(list(shares.values()))
+    uniforms = np.sort(np.concatenate([[0], ends / ends[-1] - 1e-9, ends[:-1] / ends[-1] + 1e-9]))
+    want = [chars[np.flatnonzero(ends > number * ends[-1])[0]] for number in uniforms]
+    drawn, _ = how(sampling.SampleText(False), biased(logits, uniforms, temp, top_k, top_p, min_p, allowed))
+    assert drawn[0].tolist() == want
+
+
+# --- The native sampler against NumPy -----------------------------------------------------------------------------------
+
+STEERING = [{}, {'temp': 0.3}, {'temp': 0}, {'top_k': 5}, {'top_p': 0.8}, {'min_p': 0.1},
+            {'temp': 0.8, 'top_k': 20, 'top_p': 0.9, 'min_p': 0.05}]
+SIZES = [(1, 1, 2), (1, 15, 5), (2, 16, 66), (3, 17, 300), (2, 64, 66), (2, 100, 5), (1, 256, 66)]
+
+
+@needskernels
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('n, L, H, V', [(1, *size) for size in SIZES] + [(n, *size) for n in (2, 7, 13) for size in SIZES[1:6:2]])
+def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, n, L, H, V):
+    op = sampling.SampleText(encoded)
+    for seed in range(10):
+        # At a scale of 3 a rounding grows along the text: now and then two characters are then as good as equal.
+        inputs = samplecase(encoded, L, H, V, n, seed, scale=2, **STEERING[seed % len(STEERING)])
+        (drawn, states), (want, want_states) = kernel(op, inputs), perform(op, *inputs)
+        assert drawn.dtype == np.int32 and drawn.tolist() == want.tolist(), seed
+        assert states.dtype == np.float32 and states.shape == (L, n, H)
+        np.testing.assert_allclose(states, want_states, atol=1e-4)
+        assert set(drawn.ravel()) <= set(np.flatnonzero(inputs[6]))
+
+
+@needskernels
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('L, H', [(3, 256), (2, 17), (2, 340)])
+def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, L, H):
+    """3 x 256 and 2 x 340 are large enough for more than one."""
+    op, inputs = sampling.SampleText(encoded), samplecase(encoded, L, H, steps=300)
+    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
+    results = []
+    for threads in (1, 2, 3, 5, 1):
+        KERNELS.rngru_set_threads(threads)
+        for _ in range(2):
+            work(inputs, storages)
+            results.append([storage[0].tobytes() for storage in storages])
+    drawn, pieces, states, chars = storages[0][0], [], inputs[7], inputs[0]
+    for start, end in [(0, 1), (1, 2), (2, 120), (120, 300)]:
+        work(changed(inputs, chars=chars, uniforms=inputs[1][:, start:end], s0=states), storages)
+        pieces.append(storages[0][0])
+        chars, states = pieces[-1][:, -1], storages[1][0]
+    results.append([np.concatenate(pieces, 1).tobytes(), states.tobytes()])
+    assert all(result == results[0] for result in results) and len(set(drawn[0])) > 5
+
+
+@needskernels
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('L, H, V', [(3, 256, 66), (2, 17, 5), (1, 100, 301), (2, 33, 40)])
+def test_a_text_is_bit_for_bit_the_same_alone_and_among_others_with_any_number_of_threads(encoded, L, H, V):
+    """Its states too. One function draws them all in turn, so that what it keeps is of another number of texts each time."""
+    n = 33
+    op, inputs = sampling.SampleText(encoded), samplecase(encoded, L, H, V, n, steps=40, top_p=0.95)
+    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
+
+    def drawn(rows):
+        work(changed(inputs, chars=inputs[0][rows], uniforms=inputs[1][rows], s0=inputs[7][:, rows]), storages)
+        return storages[0][0], storages[1][0]
+    KERNELS.rngru_set_threads(1)
+    chars, states = (np.concatenate(each, axis) for each, axis in zip(zip(*(drawn([i]) for i in range(n))), (0, 1)))
+    assert len({row.tobytes() for row in chars}) == n
+    for threads in (1, 2, 3, 5):
+        KERNELS.rngru_set_threads(threads)
+        for rows in ([*range(n)], [7], [3, 32], [*range(5, 18)], [*range(n)][::-1], [0]):
+            some, ends = drawn(rows)
+            assert some.tobytes() == chars[rows].tobytes(), (threads, rows)
+            assert ends.tobytes() == np.ascontiguousarray(states[:, rows]).tobytes(), (threads, rows)
+
+
+@needskernels
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('threads, n', [(1, 1), (2, 1), (1, 5), (2, 5)])
+def test_every_parameter_changed_in_place_is_seen_by_the_next_text(encoded, threads, n):
+    KERNELS.rngru_set_threads(threads)
+    op, inputs = sampling.SampleText(encoded), samplecase(encoded, 3, 240, 40, n, steps=60)
+    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
+    work(inputs, storages)
+    for i in range(NETWORK, len(inputs)):
+        flat = inputs[i].reshape(-1)
+        before = storages[1][0].copy(), storages[0][0].copy()
+        flat += np.float32(0.05) * np.sign(flat)
+        flat[-1] += 1
+        work(inputs, storages)
+        want, want_states = perform(op, *inputs)
+        assert storages[0][0].tolist() == want.tolist()
+        np.testing.assert_allclose(storages[1][0], want_states, atol=1e-4)
+        assert (before[0] != storages[1][0]).any() or (before[1] != storages[0][0]).any()
+
+
+@needskernels
+@pytest.mark.parametrize('encoded', [True, False])
+def test_one_changed_number_of_a_network_of_zeros_is_seen_at_another_number_of_threads_and_texts(encoded):
+    """Weights that all are equal look the same however they are cut into parts and panels; the table of inputs doesn't."""
+    op, inputs = sampling.SampleText(encoded), samplecase(encoded, 3, 256, 40, 4, steps=30)
+    for a in inputs[NETWORK:]:
+        if a.ndim == 2 and a is not inputs[-2]:
+            a[:] = 0
+    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
+    for threads, n in ((2, 1), (1, 1), (3, 4), (2, 1), (2, 4), (1, 4), (1, 1), (5, 4)):
+        KERNELS.rngru_set_threads(threads)
+        some = changed(inputs, chars=inputs[0][:n], uniforms=inputs[1][:n], s0=inputs[7][:, :n])
+        work(some, storages)
+        want, want_states = perform(op, *some)
+        assert storages[0][0].tolist() == want.tolist()
+        np.testing.assert_allclose(storages[1][0], want_states, atol=1e-4)
+
+
+@needskernels
+@pytest.mark.parametrize('modeltype', MODELTYPES)
+def test_training_and_set_params_between_texts_are_seen(modeltype):
+    model, rng = MODELTYPES[modeltype](20, 2, 24, 1), np.random.RandomState(0)
+    uniforms, x = rng.rand(2, 80), rng.randint(0, 20, (6, 1)).astype('int32')
+    other, seen = MODELTYPES[modeltype](20, 2, 24, 2).get_params(), []
+    inputs = [np.array([3, 7], 'int32'), uniforms, np.array(0.7), np.array(15), np.array(0.95), np.array(0.01), np.ones(20, 'int8'),
+              np.zeros((2, 2, 24), 'float32')]
+    for change in (lambda: None, lambda: model.trainstep(x, x[::-1].copy(), 0.05, 0.9, 0.1), lambda: model.set_params(other),
+                   lambda: model.params['V'].set_value(-9 * other['V']), lambda: model.trainstep(x, x[::-1].copy(), 0.1, 0.9, 0)):
+        change()
+        drawn, states = model.sampletext(*inputs)
+        want, _ = perform(sampling.SampleText(modeltype == 'GRUEncode'), *inputs, *model.get_params().values())
+        assert drawn.tolist() == want.tolist()
+        seen.append(drawn.tobytes() + states.tobytes())
+    assert len(set(seen)) == len(seen)
+
+
+@needskernels
+@pytest.mark.parametrize('uniforms', [[], [0.0, np.nextafter(1, 0)] * 20])
+@pytest.mark.parametrize('n', [1, 3])
+def test_the_ends_of_the_uniforms_and_no_draws(uniforms, n):
+    op, inputs = sampling.SampleText(True), samplecase(True, n=n)
+    inputs[1] = np.array([uniforms] * n, 'float64')
+    (drawn, states), (want, want_states) = kernel(op, inputs), perform(op, *inputs)
+    assert drawn.tolist() == want.tolist()
+    np.testing.assert_allclose(states, want_states, atol=1e-5)
+
+
+@needskernels
+def test_a_sampler_of_float64_falls_back_to_numpy():
+    op = sampling.SampleText(True)
+    assert op.kernel(op.make_node(*map(symbol, double(samplecase(True))))) is None
+
+
+# --- What is refused ----------------------------------------------------------------------------------------------------
+
+@ways
 @pytest.mark.parametrize('temp', [0, 1.0])
-@pytest.mark.parametrize('name', ['E', 'W1', 'V', 'c'])
-def test_a_network_that_gives_nan_is_not_sampled_from(temp, name):
-    params, s0 = samplecase(True)
-    params[name].flat[0] = np.nan
+@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('which', range(-4, 0), ids=['W1', 'b1', 'V', 'c'])
+def test_a_network_that_gives_nan_is_not_sampled_from(how, temp, n, which):
+    inputs = samplecase(True, n=n, steps=3, temp=temp)
+    inputs[6][:] = 1
+    inputs[which].flat[0] = np.nan
     with pytest.raises(FloatingPointError, match='diverged'):
-        sample(True, params, s0, 0, [0.5] * 3, temp)
+        how(sampling.SampleText(True), inputs)
+
+
+@needskernels
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('threads, n', [(1, 1), (2, 1), (2, 5)])
+@pytest.mark.parametrize('temp, value', [(0, np.nan), (1, np.inf), (1, -np.inf)])
+def test_a_network_that_gives_nan_is_refused_by_the_native_sampler_and_the_next_one_is_not(encoded, threads, n, temp, value):
+    KERNELS.rngru_set_threads(threads)
+    op, inputs = sampling.SampleText(encoded), samplecase(encoded, 3, 256, 20, n, temp=temp, steps=50)
+    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
+    for i in range(NETWORK, len(inputs)):
+        wrong = [a.copy() for a in inputs]
+        wrong[i][...] = np.nan if i < len(inputs) - 1 else value
+        with pytest.raises(FloatingPointError, match='diverged'):
+            work(wrong, storages)
+    work(inputs, storages)
+    assert storages[0][0].tolist() == perform(op, *inputs)[0].tolist()
+
+
+@needskernels
+def test_one_text_of_several_whose_state_is_nan_is_refused():
+    inputs = samplecase(True, n=5)
+    inputs[7][:, 3] = np.nan
+    for how in (perform_, kernel):
+        with pytest.raises(FloatingPointError, match='diverged'):
+            how(sampling.SampleText(True), inputs)
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """The library may not be called."""
+    def touched(*arguments):
+        raise AssertionError('memory was touched')
+    monkeypatch.setattr(native, 'sample', touched)
+
+
+@ways
+@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('i', [0, 1, *range(6, 18)])
+def test_sizes_that_do_not_agree_are_refused(untouched, how, n, i):
+    inputs = samplecase(True, 2, 4, 6, n)
+    inputs[i] = inputs[i][:-1]
+    with pytest.raises(ValueError, match='SampleText takes') as error:
+        how(sampling.SampleText(True), inputs)
+    assert '\n' not in str(error.value)
+
+
+@ways
+@pytest.mark.parametrize('name, values', [('temp', [-1, np.nan, -np.inf, np.inf]), ('top_k', [0, -1, -2 ** 63]),
+                                          ('top_p', [0, -0.1, 1.1, np.nan]), ('min_p', [-0.1, 1.1, np.nan])])
+def test_steering_out_of_range_is_refused(untouched, how, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f'SampleText takes .*{name}'):
+            how(sampling.SampleText(True), changed(samplecase(True, 2, 4, 6), **{name: value}))
+
+
+@ways
+def test_characters_out_of_range_and_nothing_allowed_are_refused(untouched, how):
+    for char in (-1, 6, 2 ** 31 - 1):
+        with pytest.raises(IndexError, match='chars'):
+            how(sampling.SampleText(True), changed(samplecase(True, 2, 4, 6, 2), chars=[0, char]))
+    with pytest.raises(ValueError, match='SampleText takes'):
+        how(sampling.SampleText(True), changed(samplecase(True, 2, 4, 6), allowed=np.zeros(6)))

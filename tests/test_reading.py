@@ -1,0 +1,153 @@
+"""How well a model foretells a text, against the naive network, and the states along it."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+import reading
+import report
+from conftest import naive_logits, naive_states
+from rn_rnn_char import ModelState
+
+TEXT = ''.join(f'{line}\n' for line in ('abc aab', 'baa cab', 'cc ab abba', 'bacca') * 15)
+CHARS = '\ufffd\n abc'
+STARTS = {'a': 15, 'b': 30, 'c': 15}        # lines begin with them
+
+
+@pytest.fixture(scope='module', params=['GRUEncode', 'GRUResize'])
+def ms(request, tmp_path_factory):
+    """2 x 5 units, parameters drawn so that texts surprise it."""
+    directory = tmp_path_factory.mktemp('model')
+    (directory / 'text').write_text(TEXT)
+    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', request.param, seq_len=10, layers=2, state_size=5, seed=1,
+                                    init_checkpoint=False, verbose=False)
+    rng = np.random.RandomState(4)
+    ms.model.set_params({name: rng.uniform(-1.2, 1.2, value.shape) for name, value in ms.model.get_params().items()})
+    return ms
+
+
+def naive_shares(ms, text):
+    """-log of each character's probability: number by number, and the first one's by (its line starts + 1) / (all + V)."""
+    codes = [max(CHARS.find(char), 0) for char in text]
+    shares = [-math.log((STARTS.get(text[0], 0) + 1) / (60 + 6))]
+    if len(text) > 1:
+        logits, _ = naive_logits(ms.model.get_params(), np.array(codes[:-1])[:, None], np.zeros((2, 1, 5)))
+        for row, code in zip(logits[:, 0], codes[1:]):
+            shares.append(math.log(sum(math.exp(value) for value in row)) - row[code])
+    return shares
+
+
+def test_each_character_has_the_share_that_the_naive_network_gives(ms):
+    assert ms.charset.chars == CHARS
+    for text in (TEXT[:150], 'ab', 'cc\n\n', ' '):
+        score = ms.score(text)
+        assert score.shares.shape == (len(text),) and score.shares.dtype == np.float64
+        np.testing.assert_allclose(score.shares, naive_shares(ms, text), atol=2e-5)
+
+
+@pytest.mark.parametrize('char, probability', [('a', 16 / 66), ('b', 31 / 66), ('c', 16 / 66), (' ', 1 / 66),
+                                               ('\n', 1 / 66), ('\ufffd', 1 / 66)])
+def test_the_first_character_counts_by_how_often_it_begins_a_line(ms, char, probability):
+    assert ms.score(char).nats == pytest.approx(-math.log(probability), rel=1e-12)
+    assert ms.score(char + 'ab').shares[0] == pytest.approx(-math.log(probability), rel=1e-12)
+
+
+def test_nats_are_the_mean_and_bits_the_same_over_ln_2(ms):
+    score = ms.score(TEXT[:80])
+    assert score.nats == pytest.approx(sum(score.shares) / 80) and isinstance(score.nats, float)
+    assert score.bits == pytest.approx(score.nats / 0.6931471805599453) and isinstance(score.bits, float)
+    assert repr(score) == f'{score.nats:.4f} nats/char ({score.bits:.4f} bits) over 80 characters'
+    assert repr(ms.score('a')) == '1.4171 nats/char (2.0444 bits) over 1 character'         # ln(66 / 16)
+
+
+def test_probabilities_of_all_that_may_come_next_sum_to_one(ms):
+    assert sum(math.exp(-ms.score('ab' + char).shares[2]) for char in CHARS) == pytest.approx(1, abs=1e-6)
+    assert sum(math.exp(-ms.score(char).nats) for char in CHARS) == pytest.approx(1, abs=1e-12)
+
+
+def test_chunks_make_no_difference(ms, monkeypatch):
+    text = TEXT * 6                 # 2,970 characters
+    assert 2 * reading.CHUNK < len(text)
+    score, states = ms.score(text), ms.trackneurons(text)
+    np.testing.assert_allclose(score.shares[:300], naive_shares(ms, text[:300]), atol=2e-5)
+    for chunk in (1, 7, len(text) - 2, len(text) - 1, 10 ** 6):
+        monkeypatch.setattr(reading, 'CHUNK', chunk)
+        some = text[:400] if chunk == 1 else text
+        np.testing.assert_allclose(ms.score(some).shares, score.shares[:len(some)], atol=1e-5)
+        np.testing.assert_allclose(ms.trackneurons(some), states[:, :, :len(some)], atol=1e-5)
+
+
+def test_last_states_of_several_rows_are_those_of_each_alone(ms, monkeypatch):
+    rng = np.random.RandomState(0)
+    x, states = rng.randint(0, 6, (23, 3)).astype('int32'), rng.uniform(-1, 1, (2, 3, 5)).astype('float32')
+    want = np.array([S[-1] for S in naive_states(ms.model.get_params(), x, states)])
+    for chunk in (1, 4, 12, 1000):
+        monkeypatch.setattr(reading, 'CHUNK', chunk)
+        np.testing.assert_allclose(reading.laststates(ms.model, x, states), want, atol=1e-5)
+    np.testing.assert_array_equal(reading.laststates(ms.model, x[:0], states), states)
+
+
+def test_unknown_characters_are_said_and_read_as_the_unknown_one(ms):
+    with pytest.warns(UserWarning) as said:
+        score = ms.score('aéb中\ud800éb')
+    assert len(said) == 1 and r"'\xe9' '\u4e2d' '\ud800'" in str(said[0].message)
+    np.testing.assert_allclose(score.shares, naive_shares(ms, 'a\ufffdb\ufffd\ufffd\ufffdb'), atol=2e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        np.testing.assert_array_equal(ms.score('a\ufffdb\ufffd\ufffd\ufffdb').shares, score.shares)
+    with pytest.warns(UserWarning) as said:
+        ms.score('ABCDEFGHIJ')
+    assert str(said[0].message).endswith("'A' 'B' 'C' 'D' 'E' 'F' 'G' 'H' ...")
+
+
+@pytest.mark.parametrize('text, error', [('', ValueError), (None, TypeError), (b'abc', TypeError), (['a'], TypeError), (3, TypeError)])
+def test_what_is_no_text_is_refused_in_one_sentence(ms, text, error):
+    for call in (ms.score, ms.trackneurons):
+        with pytest.raises(error) as raised:
+            call(text)
+        assert 'text' in str(raised.value) and '\n' not in str(raised.value) and (text == '' or repr(text) in str(raised.value))
+
+
+def test_a_long_text_shows_how_far_it_is_only_where_messages_are_wanted(ms, monkeypatch, capsys):
+    monkeypatch.setattr(reading, 'SHOWN', 2500)
+    monkeypatch.setattr(reading, 'CHUNK', 100)
+    ms.score(TEXT * 6)
+    assert capsys.readouterr() == ('', '')
+    monkeypatch.setattr(report, 'verbose', True)
+    score = ms.score(TEXT * 6)
+    out, err = capsys.readouterr()
+    assert out.startswith('Reading: 2969/2969 ') and f'loss {score.shares[1:].mean():.3f}' in out and err == ''
+    ms.score(TEXT)
+    assert capsys.readouterr() == ('', '')
+
+
+def test_a_score_follows_new_parameters_and_moves_nothing(ms):
+    params, before, place = ms.model.get_params(), ms.score(TEXT), (ms.model.epoch, ms.model.pos)
+    state = ms.model.get_state()
+    ms.model.set_params({'V': np.zeros((5, 6)), 'c': np.zeros(6)})
+    try:
+        np.testing.assert_allclose(ms.score(TEXT).shares[1:], math.log(6), atol=1e-12)
+    finally:
+        ms.model.set_params(params)
+    np.testing.assert_array_equal(ms.score(TEXT).shares, before.shares)
+    np.testing.assert_array_equal(ms.model.get_state(), state)
+    assert (ms.model.epoch, ms.model.pos) == place
+
+
+def test_a_loss_of_training_is_what_the_score_says(ms):
+    """The text from its second character on, in one sequence, from a zero state."""
+    codes = ms.charset.encode(TEXT).astype('int32')
+    loss, _ = ms.model.evaluate(codes[:-1, None], codes[1:, None], np.zeros((2, 1, 5), 'float32'))
+    assert ms.score(TEXT).shares[1:].mean() == pytest.approx(loss, abs=1e-5)
+
+
+def test_characters_that_no_probability_is_left_for_have_a_finite_share(ms):
+    """Logits of +-1e4: a softmax in float32 would give infinity."""
+    params = ms.model.get_params()
+    ms.model.set_params({'V': np.zeros((5, 6)), 'c': np.array([0, 0, 0, 1e4, -1e4, 0])})
+    try:
+        np.testing.assert_allclose(ms.score('aaba').shares[1:], [0, 2e4, 0], atol=1e-9)
+    finally:
+        ms.model.set_params(params)
