@@ -1,9 +1,10 @@
-"""From a text file to its CharSet and DataSet: encodefile.
+"""From a text file to its CharSet and DataSet: encodefile; readtext for the text itself.
 
-The text is never whole in memory: it is read twice in chunks (once for the charset, once to encode) and its indices are
+For encodefile the text is never whole in memory: it is read twice in chunks (once for the charset, once to encode) and its indices are
 written to a .npy file, which DataSet maps. No Theano here, and no Python loop over characters.
 """
 import codecs
+import io
 import os
 import pathlib
 import stat
@@ -79,6 +80,29 @@ def encodefile(srcfile, outfile, seq_len=100, encoding=None):
                 raise changed
             staged.publish()
     return charset, DataSet.load(outfile, numchars, seq_len, len(charset)), numundecodable
+
+
+def readtext(source, encoding=None):
+    """(text, numundecodable) of a whole text in memory, read as encodefile reads one: decoded, line ends as LF, without byte-order mark.
+
+    source: path of a regular file, or a binary file open for reading, such as sys.stdin.buffer, which may be a pipe
+    encoding: as encodefile's
+
+    Raises what encodefile raises for a path, an encoding, and a text that is empty or binary.
+    """
+    _checkencoding(encoding)
+    if isinstance(source, (str, bytes, os.PathLike)):
+        name = os.fsdecode(source)
+        with _opentext(name) as file:
+            data = file.read()
+    else:
+        name, data = getattr(source, 'name', 'the file'), source.read()
+    codec, skip = _codec(data[:4], encoding)
+    try:
+        numundecodable = _survey(_blocks(io.BytesIO(data), codec, skip, len(data)), name, len(data))[2]
+        return ''.join(_blocks(io.BytesIO(data), codec, skip, len(data))).replace(_MARK, UNKNOWN), numundecodable
+    except UnicodeError as error:
+        raise TextError(f"{name} can't be decoded as {encoding!r} ({reason(error)}): name another encoding") from error
 
 
 def _survey(blocks, srcfile, size):

@@ -56,8 +56,8 @@ class ModelState:
         self.checkpoint = None
 
     @classmethod
-    def initfromsrcfile(cls, srcfile, workdir, modeltype='GRUEncode', *, seq_len=100, init_checkpoint=True, encoding=None, seed=None,
-                        verbose=True, **hyper):
+    def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = 'GRUEncode', *, seq_len: int = 100,
+                        init_checkpoint: bool = True, encoding: str | None = None, seed: int | None = None, verbose: bool = True, **hyper):
         """A new model for the text in `srcfile`, kept in the directory `workdir`.
 
         srcfile          path of a text file
@@ -238,7 +238,7 @@ class ModelState:
         """What is in the model's directory and what state it is in: a text that the shell shows. Reads every file, about a second a GB."""
         return info.describe(self, DATAFILE)
 
-    def restore(self, name=None, *, threads=None, verbose=True):
+    def restore(self, name: str | None = None, *, threads: int | None = None, verbose: bool = True):
         """Put data and parameters back from the last checkpoint, or the one called `name`, and compile what generates text.
 
         name: a bare file name, as checkpoints() lists them, or 'best' (the lowest validation loss) or 'latest'
@@ -289,8 +289,9 @@ class ModelState:
 
     # --- Training -------------------------------------------------------------------------------------------------
 
-    def trainmodel(self, num_rounds=1, batchsize=16, train_len=0, valid_len=0, print_every=1000, clear_state=False, *,
-                   save_every=600, keep=None, threads=None, verbose=True):
+    def trainmodel(self, num_rounds: int = 1, batchsize: int = 16, train_len: int = 0, valid_len: int = 0, print_every: int = 1000,
+                   clear_state: bool = False, *, save_every: float = 600, keep: int | None = None, threads: int | None = None,
+                   verbose: bool = True):
         """Train for some rounds, each with a validation and a checkpoint at its end.
 
         num_rounds   how many rounds

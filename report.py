@@ -1,6 +1,7 @@
 """The one place through which the library speaks to a person: messages and progress.
 
-`report.verbose = False` silences everything; `with report.quiet(True):` does so for a while.
+`report.verbose = False` silences everything; `with report.quiet(True):` does so for a while. `report.messages = 'stderr'` sends all of it
+to standard error, so that standard output holds what was asked for only.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import warnings
 from tqdm import tqdm
 
 verbose = True
+messages = 'stdout'         # where messages and progress go: that name in `sys`, looked up each time
 
 
 @contextlib.contextmanager
@@ -30,8 +32,9 @@ def say(text=''):
     """Print a message for a person, above a progress bar if one is shown."""
     if verbose:
         with contextlib.suppress(OSError, ValueError):  # whoever listened has gone (a closed pipe or terminal): work goes on
-            tqdm.write(printable(text), file=sys.stdout)
-            sys.stdout.flush()
+            file = getattr(sys, messages)
+            tqdm.write(printable(text, file), file=file)
+            file.flush()
 
 
 def warn(text):
@@ -43,11 +46,14 @@ def warn(text):
 
 
 def write(stream):
-    """Print the pieces of a text that is being written, or of several, one text after the other; Ctrl-C ends it, and keeps what there is."""
-    kept = []                                   # of several texts: the pieces of those behind the first
+    """Print the pieces of a text that is being written, or of several, one text after the other; Ctrl-C ends it, and keeps what there is.
+
+    Gives whether it came to the end of the text, without a Ctrl-C.
+    """
+    kept, iswhole = [], True                    # kept: of several texts, the pieces of those behind the first
 
     def put(text):
-        sys.stdout.write(printable(text))
+        sys.stdout.write(printable(text, sys.stdout))
         sys.stdout.flush()
     try:
         for piece in stream:
@@ -57,15 +63,16 @@ def write(stream):
                 kept.append(piece)
             put(piece[0] if stream.islist else piece)
     except KeyboardInterrupt:
-        pass
+        iswhole = False
     put('\n')
     for i, pieces in enumerate(list(zip(*kept))[1:], 2):
         put(f'--- {i} of {len(kept[0])} ---\n{"".join(pieces)}\n')
+    return iswhole
 
 
-def printable(text):
-    """`text` with a question mark for each character that standard output can't show."""
-    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+def printable(text, file):
+    """`text` with a question mark for each character that `file` can't show."""
+    encoding = getattr(file, 'encoding', None) or 'utf-8'
     return text.encode(encoding, 'replace').decode(encoding)
 
 
@@ -78,8 +85,8 @@ class Progress:
         self.done, self.start, self.line = 0, time.monotonic(), time.monotonic()
         self.bar = None
         if verbose and _onterminal():
-            self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=sys.stdout, leave=False, dynamic_ncols=True,
-                            bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
+            self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=getattr(sys, messages), leave=False,
+                            dynamic_ncols=True, bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
 
     def step(self, loss, count=1):
         """So many more steps are done; `loss`: what to show, nats per character."""
@@ -106,6 +113,7 @@ class Progress:
 def _onterminal():
     """Whether messages go to a terminal that has a width: some programs' terminals have none, and a bar would show nothing there."""
     try:
-        return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+        file = getattr(sys, messages)
+        return file.isatty() and os.get_terminal_size(file.fileno()).columns > 0
     except (AttributeError, OSError, ValueError):       # IDLE's shell, say, is a terminal without a file
         return False

@@ -1,6 +1,7 @@
 """RN-GRU: train multi-layer GRU networks on a text, character by character, and let them write.
 
-    python3 -i rn_rnn_char.py
+    python3 -i rn_rnn_char.py           the interactive shell
+    python3 rn_rnn_char.py -h           the command line
 """
 
 import os
@@ -21,11 +22,17 @@ except ImportError as error:
 __all__ = ['ModelState', 'HyperParams', 'generatestring', 'CharSet', 'DataSet', 'RNGRUError']
 
 if __name__ == '__main__':
-    if sys.flags.interactive:
+    if sys.argv[1:]:
+        import commandline
+        code = commandline.main(sys.argv[1:])
+        if not sys.flags.interactive:           # else the prompt comes
+            sys.exit(code)
+    elif sys.flags.interactive:
         print("RN-GRU. A new model   ms = ModelState.initfromsrcfile('file.txt', 'workingdir')\n"
               "        an old one    ms = ModelState.load('workingdir')\n"
               '        train         ms.trainmodel(valid_len=50, print_every=100)\n'
               '        write         generatestring(ms, 500)\n'
               '        the manual    help(ModelState), help(HyperParams), help(generatestring)')
     else:
-        print('RN-GRU works in the interactive shell: python3 -i rn_rnn_char.py', file=sys.stderr)
+        print('RN-GRU works in the interactive shell: python3 -i rn_rnn_char.py\n'
+              'and as a command line:                python3 rn_rnn_char.py -h', file=sys.stderr)
