@@ -1,4 +1,5 @@
 """encodefile: from a text file to charset and indices, DESIGN section 2, Charset and Sequences."""
+import io
 import math
 import os
 import pathlib
@@ -13,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 import encode
 import storage
 from dataset import CharSet
-from encode import encodefile
+from encode import encodefile, readtext
 from errors import TextError
 
 
@@ -267,3 +268,33 @@ def test_what_a_killed_process_left_half_encoded_is_removed(tmp_path):
     (tmp_path / f'.codes.npy.{storage._HOST}-{dead.pid}-00000000.tmp').write_bytes(b'half')
     encoded(tmp_path, b'text')
     assert sorted(os.listdir(tmp_path)) == ['codes.npy', 'source.txt']
+
+
+@pytest.mark.parametrize('size', [1, 3, 1 << 19])
+@pytest.mark.parametrize('source, encoding, text, numundecodable', [
+    (b'\xef\xbb\xbfone\r\ntwo\rthree\n', None, 'one\ntwo\nthree\n', 0),
+    ('h\xe9\r\n\u4e0d'.encode('utf-16'), None, 'h\xe9\n\u4e0d', 0),
+    (b'h\xe9', 'latin-1', 'h\xe9', 0),
+    (b'twenty characters \xff and more', None, 'twenty characters \ufffd and more', 1),
+    ('\ufffd stays'.encode(), None, '\ufffd stays', 0)])
+def test_readtext_gives_the_text_itself_of_a_file_or_a_pipe(tmp_path, monkeypatch, size, source, encoding, text, numundecodable):
+    tinychunks(monkeypatch, size)
+    (tmp_path / 'text').write_bytes(source)
+    assert readtext(tmp_path / 'text', encoding) == (text, numundecodable)
+    reader, writer = os.pipe()
+    with open(writer, 'wb') as file:
+        file.write(source)
+    with open(reader, 'rb') as file:
+        assert readtext(file, encoding) == (text, numundecodable)
+
+
+@pytest.mark.parametrize('source, encoding, error, words', [
+    (b'', None, TextError, 'empty'), (b'a\0b', None, TextError, 'NUL'), (b'\xff' * 20, None, TextError, 'binary file or in another encoding'),
+    (b'text', 'martian', LookupError, 'martian')])
+def test_readtext_refuses_what_encodefile_refuses(tmp_path, source, encoding, error, words):
+    (tmp_path / 'text').write_bytes(source)
+    for file in tmp_path / 'text', io.BytesIO(source):
+        with pytest.raises(error, match=words):
+            readtext(file, encoding)
+    with pytest.raises(IsADirectoryError):
+        readtext(tmp_path)
