@@ -248,8 +248,8 @@ class HeldOut:
         return -(-length // self.seq_len) + -(-left // self.seq_len)
 
     def batches(self, batchsize):
-        """Yields inputs and targets, (T, rows) int32 each, C-contiguous: all rows' next T characters (fewer at the end), then, of shape (T, 1),
-        what is left over behind the last row."""
+        """Yields inputs and targets, (T, rows) int32 each, C-contiguous: all rows' next T characters (fewer at the end); then, (T, 1), what
+        is left over behind the last row."""
         rows = self.rows(batchsize)
         length, left = divmod(self.numchars - 1, rows)
         for starts, end in (np.arange(rows) * length, length), (np.array([rows * length]), left):
@@ -288,8 +288,8 @@ def trainchars(numchars, seq_len, valid_frac):
     left = math.floor((1 - Fraction(repr(valid_frac))) * numchars)
     length = left // seq_len * seq_len
     if length == 0:
-        raise ValueError(f"valid_frac {valid_frac:g} leaves {left} of the text's {numchars} characters to train on, less than one sequence of "
-                         f"{seq_len}: use a smaller valid_frac or seq_len")
+        raise ValueError(f"valid_frac {valid_frac:g} leaves {left} of the text's {numchars} characters to train on, less than one "
+                         f"sequence of {seq_len}: use a smaller valid_frac or seq_len")
     if numchars - length < 2:
         raise ValueError(f"valid_frac {valid_frac:g} holds out {numchars - length} of the text's {numchars} characters, and a validation "
                          f"needs at least 2: use a larger valid_frac, or 0 for none")

@@ -200,7 +200,8 @@ def test_the_training_part_reads_as_a_dataset_of_that_text_alone(T, numchars, sh
         assert data is whole and heldout is None
         return
     part, rest = text[:data.numchars], text[data.numchars:]
-    assert data.numchars % T == 0 and data.numchars <= (1 - valid_frac) * numchars + 1e-9 and data.numchars + T > (1 - valid_frac) * numchars - 1e-9
+    left = (1 - valid_frac) * numchars
+    assert data.numchars % T == 0 and left - T - 1e-9 < data.numchars <= left + 1e-9
     assert heldout.codes.tolist() == rest.tolist() and heldout.numchars == len(rest) >= 2
     alone = DataSet(np.array([*part, part[0]], np.uint8), len(part), T, 9)
     if B <= alone.numseqs:
