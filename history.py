@@ -107,8 +107,7 @@ class History:
             head, end = file.readline(TAIL), _lastline(file, size)
         if end == 0:
             self.columns = list(COLUMNS)
-            if not ','.join(COLUMNS).encode().startswith(head.rstrip(b'\0')):        # more than our first line, torn
-                raise WorkDirError(f"'{self.path}' holds no history of a training: move it away")
+            _checktorn(self.path, head)
         else:
             self.columns = _columns(self.path, head)
         if end < size:
@@ -155,6 +154,12 @@ def _line(row, columns):
     return ','.join(texts) + '\n'
 
 
+def _checktorn(path, data):
+    """WorkDirError where a file without any line end is more than our first line, torn."""
+    if not ','.join(COLUMNS).encode().startswith(data.rstrip(b'\0')):
+        raise WorkDirError(f"'{path}' holds no history of a training: move it away")
+
+
 def _columns(path, head):
     """The names in a file's first line."""
     names = head.removeprefix(b'\xef\xbb\xbf').decode('utf-8', 'replace').strip().split(',')
@@ -182,12 +187,13 @@ def read(path):
         raise FileNotFoundError(f"there is no history '{path}': training writes it") from None
     except OSError as error:
         raise WorkDirError(f"'{path}' cannot be read ({reason(error)}): put a good copy in its place") from error
-    data = data[:data.rfind(b'\n') + 1]
-    if not data:
+    end = data.rfind(b'\n') + 1
+    if end == 0:
+        _checktorn(path, data)
         return Table({name: _array(kind, ()) for name, (kind, _) in COLUMNS.items()}, path)
     names = _columns(path, data[:data.index(b'\n')])
     try:
-        texts = _texts(data.decode('utf-8-sig'), names)
+        texts = _texts(data[:end].decode('utf-8-sig'), names)
         newest = _array('count', texts['format']).max(initial=FORMAT)
         if newest > FORMAT:
             raise WorkDirError(f"'{path}' was written by a newer RN-GRU (format {newest}, this one reads up to {FORMAT}): "

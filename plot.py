@@ -31,7 +31,8 @@ def plot(histories, path=None, *, logx=False):
     logx       logarithmic x axes
 
     Pale: each step's loss. The line: its running mean over a fiftieth of the steps, at most 1,000. Points: validations, the lowest one
-    ringed and told. The left scale is in nats per character, the right one in bits; a first fall from the untrained loss runs out at the top.
+    ringed and told. The left scale is in nats per character, the right one in bits. The first fall from the untrained loss runs out at the
+    top, but not with logx.
     Raises ImportError without matplotlib, ValueError for a history without rows and for another kind of file, and as `history.read` does.
     """
     tables = [_table(each) for each in (histories if isinstance(histories, (list, tuple)) else [histories])]
@@ -70,7 +71,8 @@ def plot(histories, path=None, *, logx=False):
 
 STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#888888', 'axes.linewidth': 0.8,
          'xtick.color': '#444444', 'ytick.color': '#444444', 'axes.labelcolor': '#222222', 'text.color': '#222222',
-         'axes.grid': True, 'grid.color': '#e6e6e6', 'grid.linewidth': 0.8, 'axes.axisbelow': True, 'legend.framealpha': 0.85, 'legend.edgecolor': 'none', 'legend.facecolor': 'white',
+         'axes.grid': True, 'grid.color': '#e6e6e6', 'grid.linewidth': 0.8, 'axes.axisbelow': True,
+         'legend.framealpha': 0.85, 'legend.edgecolor': 'none', 'legend.facecolor': 'white',
          'figure.facecolor': 'white', 'axes.facecolor': 'white', 'savefig.facecolor': 'white', 'svg.fonttype': 'none'}
 
 
@@ -145,11 +147,10 @@ def _finite(x, y):
 
 
 def _smoothed(y, window):
-    """The mean of the `window` values around each; at the beginning, where losses fall fast, of fewer, as many before as behind it, and at
-    the end of those that there are."""
+    """The mean of the `window` values around each; at the beginning, where losses fall fast, of fewer; at the end of those there are."""
     sums = np.concatenate([[0], np.cumsum(y)])
     at = np.arange(len(y))
-    reach = np.minimum(window // 2, at)
+    reach = np.minimum(window // 2, at // 4)
     end = np.minimum(at + reach + 1, len(y))
     return (sums[end] - sums[at - reach]) / (end - at + reach)
 
