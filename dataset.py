@@ -1,12 +1,14 @@
-"""CharSet, the characters of a text and their indices, and DataSet, the text as batches of indices.
+"""CharSet, the characters of a text and their indices, DataSet, the text as batches of indices, and HeldOut, its end as a test.
 
-encode.py makes both from a text file. No Theano here, and no Python loop over characters.
+encode.py makes the first two from a text file, DataSet.split the last. No Theano here, and no Python loop over characters.
 """
 import functools
+import math
+from fractions import Fraction
 
 import numpy as np
 
-from errors import WorkDirError, checkint, reason
+from errors import WorkDirError, checkint, checkreal, reason
 from storage import filechecksum, openregular
 
 UNKNOWN = '\ufffd'
@@ -121,7 +123,8 @@ class DataSet:
     """A text as n = ceil(numchars / seq_len) sequences of seq_len indices, and the batches an epoch reads of them.
 
     codes     (n seq_len + 1,) integers, mapped or in memory: the text's indices, then padding from the text's beginning
-              up to n seq_len, then the index that comes next there, the last target
+              up to n seq_len, then the index that comes next there, the last target. What stands right behind the text is never
+              read, it is known to be the text's first index: so the first part of a longer text is a view of its codes
     numchars  characters in the text
     seq_len   T, characters in a sequence
     vocab     V, or None: with it, `batch` refuses indices that no character has
@@ -166,11 +169,22 @@ class DataSet:
         steps = self.batchepoch(batchsize)
         pos = checkint(f"pos at batchsize {batchsize}", pos, 0, steps - 1)
         starts = (np.arange(int(batchsize)) * steps + pos) % self.numseqs * self.seq_len
-        codes = np.asarray(self.codes)[starts + np.arange(self.seq_len + 1)[:, None]].astype(np.int32)
-        if self.vocab is not None and not 0 <= codes.min() <= codes.max() < self.vocab:
-            raise WorkDirError(f"the encoded dataset is damaged: it holds the index {codes.max()} where the charset has "
-                               f"{self.vocab} characters; make it again from the source text")
-        return codes[:-1], codes[1:].copy()     # the two don't share memory
+        at = starts + np.arange(self.seq_len + 1)[:, None]
+        at[at == self.numchars] = 0
+        return _inputsandtargets(np.asarray(self.codes)[at], self.vocab)
+
+    def split(self, valid_frac):
+        """(the DataSet to train on, the HeldOut to validate on): the text's end, about a share `valid_frac` of it, held out.
+
+        The DataSet behaves as one of its part of the text alone would, `trainchars` says how long that is, and the HeldOut is the
+        rest. Both are views of the codes: nothing is copied. With valid_frac 0 they are this DataSet itself and None. Raises as
+        `trainchars` does.
+        """
+        length = trainchars(self.numchars, self.seq_len, valid_frac)
+        if valid_frac == 0:
+            return self, None
+        return (DataSet(self.codes[:length + 1], length, self.seq_len, self.vocab),
+                HeldOut(self.codes[length:self.numchars], self.seq_len, self.vocab))
 
     @classmethod
     def load(cls, path, numchars, seq_len, vocab, checksum=None):
@@ -196,6 +210,99 @@ class DataSet:
             raise WorkDirError(f"the encoded dataset {path} doesn't belong to this model: it holds {found}, "
                                f"not {dtype} of shape {(length,)}; copy the right one back or start again from the source text")
         return cls(codes, numchars, seq_len, vocab)
+
+
+class HeldOut:
+    """The part of a text that training never reads, M characters, and the loss on all of it.
+
+    codes    (M,) integers, M >= 2, mapped or in memory
+    seq_len  T, the characters that a batch reads at a time
+    vocab    V, or None: with it, indices that no character has are refused
+
+    Each character but the first is predicted once, from those before it in the held-out part: M - 1 predictions. They are read as
+    `rows(batchsize)` stretches of the text side by side, each from a zero state and carrying it on, and the fewer than that many
+    which are left over then go on from the last row. The fewer rows, the fewer predictions are made with nothing yet read.
+    Raises TypeError or ValueError where the arguments don't fit each other.
+    """
+
+    def __init__(self, codes, seq_len, vocab=None):
+        self.seq_len = checkint('seq_len', seq_len, 1)
+        self.vocab = None if vocab is None else checkint('vocab', vocab, 1)
+        if not isinstance(codes, np.ndarray) or codes.dtype.kind not in 'iu':
+            raise TypeError(f"codes must be an array of integers, not {getattr(codes, 'dtype', type(codes).__name__)}")
+        if codes.ndim != 1 or len(codes) < 2:
+            raise ValueError(f"codes must have the shape (M,) with M at least 2, not {codes.shape}")
+        self.codes = codes
+        self.numchars = len(codes)
+
+    def __repr__(self):
+        return f"HeldOut({self.numchars} characters, {self.codes.dtype})"
+
+    def rows(self, batchsize):
+        """How many stretches are read side by side: `batchsize`, or fewer where they would be shorter than a sequence."""
+        return max(1, min(checkint('batchsize', batchsize, 1), (self.numchars - 1) // self.seq_len))
+
+    def numsteps(self, batchsize):
+        """How many batches `batches` yields."""
+        length, left = divmod(self.numchars - 1, self.rows(batchsize))
+        return -(-length // self.seq_len) + -(-left // self.seq_len)
+
+    def batches(self, batchsize):
+        """Yields inputs and targets, (T, rows) int32 each, C-contiguous: all rows' next T characters (fewer at the end); then, (T, 1), what
+        is left over behind the last row."""
+        rows = self.rows(batchsize)
+        length, left = divmod(self.numchars - 1, rows)
+        for starts, end in (np.arange(rows) * length, length), (np.array([rows * length]), left):
+            for done in range(0, end, self.seq_len):
+                at = starts + np.arange(done, min(done + self.seq_len, end) + 1)[:, None]
+                yield _inputsandtargets(np.asarray(self.codes)[at], self.vocab)
+
+    def losses(self, evaluate, batchsize, layers, state_size):
+        """Yields, after each of the `numsteps(batchsize)` batches, the mean loss of all predictions so far: the last one is the loss.
+
+        evaluate: (x, y (T, B) int32, a list of `layers` states (B, state_size) float32) -> (mean loss, the list of last states), as
+        layers.ModelParams.evaluate is. Whoever asks for the next one decides whether it goes on.
+        """
+        state = [np.zeros((self.rows(batchsize), state_size), np.float32)] * layers
+        total = count = 0
+        for x, y in self.batches(batchsize):
+            if x.shape[1] < len(state[0]):
+                state = [np.ascontiguousarray(s[-1:]) for s in state]
+            loss, state = evaluate(x, y, state)
+            total, count = total + float(loss) * x.size, count + x.size
+            yield total / count
+
+
+def trainchars(numchars, seq_len, valid_frac):
+    """How many characters, from the beginning of a text of `numchars`, are left to train on when a share `valid_frac` is held out.
+
+    That is (1 - valid_frac) numchars, rounded down to whole sequences of seq_len, so that no padding is needed; all of them where
+    valid_frac is 0. ValueError where less than a sequence would be left, or less than two characters held out; TypeError
+    or ValueError for no number in 0 <= valid_frac < 1.
+    """
+    valid_frac = checkreal('valid_frac', valid_frac, 0, 1)
+    numchars, seq_len = checkint('numchars', numchars, 1), checkint('seq_len', seq_len, 1)
+    if valid_frac == 0:
+        return numchars
+    # As it is written: in floating point (1 - 0.9) * 1000 is less than 100.
+    left = math.floor((1 - Fraction(repr(valid_frac))) * numchars)
+    length = left // seq_len * seq_len
+    if length == 0:
+        raise ValueError(f"valid_frac {valid_frac:g} leaves {left} of the text's {numchars} characters to train on, less than one "
+                         f"sequence of {seq_len}: use a smaller valid_frac or seq_len")
+    if numchars - length < 2:
+        raise ValueError(f"valid_frac {valid_frac:g} holds out {numchars - length} of the text's {numchars} characters, and a validation "
+                         f"needs at least 2: use a larger valid_frac, or 0 for none")
+    return length
+
+
+def _inputsandtargets(codes, vocab):
+    """Inputs and targets, (T, B) int32 each, C-contiguous, of codes (T + 1, B); WorkDirError where the charset has no such characters."""
+    codes = codes.astype(np.int32)
+    if vocab is not None and not 0 <= codes.min() <= codes.max() < vocab:
+        raise WorkDirError(f"the encoded dataset is damaged: it holds the index {codes.max()} where the charset has "
+                           f"{vocab} characters; make it again from the source text")
+    return codes[:-1], codes[1:].copy()     # the two don't share memory
 
 
 def codepoints(text):

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from dataset import CharSet, DataSet
+from conftest import naive_logits, naive_nll
+from dataset import CharSet, DataSet, HeldOut, trainchars
 from errors import WorkDirError
+from layers import GRUEncode
 
 characters = st.characters(blacklist_categories=['Cs'], blacklist_characters='\0\r\ufeff')
 anytext = st.text(characters, min_size=1, max_size=60)
@@ -179,6 +181,141 @@ def test_a_dataset_whose_parts_do_not_fit_is_refused():
     for wrong in ((codes.astype(float), 11, 3), (codes.tolist(), 11, 3), (codes, 11, 3.0), (codes, True, 3)):
         with pytest.raises(TypeError):
             DataSet(*wrong)
+
+
+# Held-out split
+
+@given(st.integers(1, 9), st.integers(2, 120), st.fractions(0, 1), st.integers(1, 5))
+def test_the_training_part_reads_as_a_dataset_of_that_text_alone(T, numchars, share, B):
+    text = np.random.default_rng(numchars).integers(0, 9, numchars)
+    valid_frac = min(float(share), 0.99)
+    n = -(-numchars // T)
+    whole = DataSet(np.array([text[i % numchars] for i in range(n * T + 1)], np.uint8), numchars, T, 9)
+    try:
+        data, heldout = whole.split(valid_frac)
+    except ValueError as error:
+        assert '\n' not in str(error) and ('less than one sequence' in str(error) or 'at least 2' in str(error))
+        return
+    if valid_frac == 0:
+        assert data is whole and heldout is None
+        return
+    part, rest = text[:data.numchars], text[data.numchars:]
+    left = (1 - valid_frac) * numchars
+    assert data.numchars % T == 0 and left - T - 1e-9 < data.numchars <= left + 1e-9
+    assert heldout.codes.tolist() == rest.tolist() and heldout.numchars == len(rest) >= 2
+    alone = DataSet(np.array([*part, part[0]], np.uint8), len(part), T, 9)
+    if B <= alone.numseqs:
+        assert data.batchepoch(B) == alone.batchepoch(B)
+        for pos in range(alone.batchepoch(B)):
+            for one, other in zip(data.batch(pos, B), alone.batch(pos, B)):
+                assert one.tolist() == other.tolist() and one.dtype == other.dtype
+
+
+def test_the_last_target_of_the_training_part_is_the_texts_first_character():
+    data, heldout = made(10, 3, 1).split(0.25)          # of 29 characters 21.75, so 21, are left: 7 sequences
+    x, y = data.batch(0, 7)
+    assert (data.numchars, data.numseqs, heldout.numchars) == (21, 7, 8)
+    assert x[:, 6].tolist() == [18, 19, 20] and y[:, 6].tolist() == [19, 20, 0] and y[-1].tolist() == [3, 6, 9, 12, 15, 18, 0]
+    assert heldout.codes.tolist() == [21, 22, 23, 24, 25, 26, 27, 28]        # and not the padding
+
+
+@pytest.mark.parametrize('numchars, seq_len, valid_frac, length', [
+    (1000, 100, 0.9, 100), (1000, 100, 0.1, 900), (1000, 7, 0.3, 700), (1000, 100, 0, 1000), (1050, 100, 0, 1050), (10, 1, 1e-9, None),
+    (10, 3, 1e-9, None), (11, 3, 1e-9, 9), (99, 100, 0.01, None), (1000, 100, 0.91, None), (10**12, 100, 0.1, 9 * 10**11)])
+def test_the_training_part_is_the_share_as_written_rounded_down_to_whole_sequences(numchars, seq_len, valid_frac, length):
+    if length is None:
+        with pytest.raises(ValueError, match=f'valid_frac .* {numchars} characters'):
+            trainchars(numchars, seq_len, valid_frac)
+    else:
+        assert trainchars(numchars, seq_len, valid_frac) == length
+
+
+def test_impossible_splits_are_refused_with_their_values():
+    with pytest.raises(ValueError) as caught:
+        made(10, 3).split(0.95)
+    assert str(caught.value) == ("valid_frac 0.95 leaves 1 of the text's 30 characters to train on, less than one sequence of 3: "
+                                 "use a smaller valid_frac or seq_len")
+    with pytest.raises(ValueError) as caught:
+        made(30, 1).split(0.03)
+    assert str(caught.value) == ("valid_frac 0.03 holds out 1 of the text's 30 characters, and a validation needs at least 2: "
+                                 "use a larger valid_frac, or 0 for none")
+    for wrong, error in (1, ValueError), (-0.1, ValueError), (math.nan, ValueError), ('0.1', TypeError), (True, TypeError):
+        with pytest.raises(error, match='valid_frac'):
+            made(10).split(wrong)
+
+
+def test_a_split_copies_nothing_and_stays_mapped(path):
+    data = DataSet.load(path, 11, 4, 9)
+    for part in data.split(0.3):
+        assert np.shares_memory(part.codes, data.codes) and isinstance(part.codes, np.memmap)
+
+
+class Recorder:
+    """Stands for a network: its state is the number of characters that a row has read, its loss what it was told for each target."""
+
+    def __init__(self, losses):
+        self.losses, self.read = losses, []
+
+    def __call__(self, x, y, state):
+        assert x.shape == y.shape and x.dtype == y.dtype == np.int32 and x.flags.c_contiguous and y.flags.c_contiguous
+        assert [s.shape for s in state] == [(x.shape[1], 2)] * 3 and all(s.flags.c_contiguous and s.dtype == np.float32 for s in state)
+        for row in range(x.shape[1]):
+            for t in range(x.shape[0]):
+                self.read.append((int(x[t, row]), int(y[t, row]), int(state[0][row, 0]) + t))
+        return float(np.mean(self.losses[y])), [s + np.float32(len(x)) for s in state]
+
+
+@given(st.integers(2, 90), st.integers(1, 7), st.integers(1, 12))
+def test_every_held_out_character_but_the_first_is_predicted_once_from_those_before_it(M, T, B):
+    heldout = HeldOut(np.arange(M), T, M)
+    losses = np.random.default_rng(M).random(M)
+    fake = Recorder(losses)
+    means = list(heldout.losses(fake, B, 3, 2))
+    assert sorted(target for _, target, _ in fake.read) == list(range(1, M)) and all(y == x + 1 for x, y, _ in fake.read)
+    rows = heldout.rows(B)
+    assert rows == B if (M - 1) // T >= B else rows == max((M - 1) // T, 1)
+    length = (M - 1) // rows
+    for x, _, before in fake.read:          # each row begins at zero and goes on, the last one to the end
+        assert before == x - min(x // length, rows - 1) * length
+    assert means[-1] == pytest.approx(losses[1:].mean(), rel=1e-12) and len(means) == heldout.numsteps(B)
+    shapes = [x.shape for x, _ in heldout.batches(B)]
+    assert all(t <= T for t, _ in shapes) and sum(t * b for t, b in shapes) == M - 1 and set(b for _, b in shapes) <= {rows, 1}
+
+
+def test_what_is_left_over_goes_on_from_the_last_rows_state():
+    batches = [(x.tolist(), y.tolist()) for x, y in HeldOut(np.arange(12), 2).batches(3)]      # 11 predictions: 3 rows of 3, and 2
+    assert batches == [([[0, 3, 6], [1, 4, 7]], [[1, 4, 7], [2, 5, 8]]), ([[2, 5, 8]], [[3, 6, 9]]), ([[9], [10]], [[10], [11]])]
+
+
+def test_the_mean_so_far_follows_each_batch():
+    means = list(HeldOut(np.arange(6), 2).losses(Recorder(np.array([9., 1, 2, 3, 4, 10])), 1, 3, 2))
+    assert means == [1.5, 2.5, 4]
+
+
+@pytest.mark.parametrize('B', [1, 3])
+def test_a_networks_held_out_loss_is_that_of_the_naive_network(B):
+    codes = np.random.default_rng(5).integers(0, 6, 42)
+    model = GRUEncode(6, 2, 4, 3)
+    got = list(HeldOut(codes.astype(np.uint8), 4, 6).losses(model.evaluate, B, 2, 4))[-1]
+    params, total = model.get_params(), 0.0
+    for start, end in {1: [(0, 41)], 3: [(0, 13), (13, 26), (26, 41)]}[B]:        # 41 predictions; the last row makes the two left over
+        x, y = codes[start:end, None], codes[start + 1:end + 1, None]
+        total += naive_nll(naive_logits(params, x, np.zeros((2, 1, 4)))[0], y) * (end - start)
+    assert got == pytest.approx(total / 41, rel=1e-5)
+
+
+def test_held_out_arguments_are_checked():
+    for wrong in (np.zeros(1, int), 3), (np.zeros((2, 2), int), 3), (np.zeros(4, int), 0):
+        with pytest.raises(ValueError):
+            HeldOut(*wrong)
+    for wrong in (np.zeros(4), 3), ([1, 2], 3), (np.zeros(4, int), 3.0):
+        with pytest.raises(TypeError):
+            HeldOut(*wrong)
+    heldout = HeldOut(np.array([1, 2, 200], np.uint8), 3, 9)
+    with pytest.raises(ValueError, match='batchsize'):
+        heldout.rows(0)
+    with pytest.raises(WorkDirError, match='index 200'):
+        list(heldout.batches(1))
 
 
 # Loading
