@@ -26,8 +26,8 @@ class Dropout(Op):
     (Zaremba et al. 2014, arXiv:1409.2329; char-rnn). PyTorch's nn.GRU does so too, but leaves out the last layer's output.
 
     Inputs: S (T, B, H); p, a real scalar in [0, 1), taken as float32; seed and updates, integer scalars in 0 .. 2^63 - 1, updates the
-    number of updates made. Output: S (T, B, H), masked and scaled. Element i = (t B + b) H + h becomes S float32(1 / (1 - p)) where word i is at
-    least floor(p 2^32), else 0. Word i is word i % 4 of Philox4x32-10 of
+    number of updates made. Output: S (T, B, H), masked and scaled. Element i = (t B + b) H + h becomes S float32(1 / (1 - p)) where
+    word i is at least floor(p 2^32), else 0. Word i is word i % 4 of Philox4x32-10 of
 
         key      (seed's low 32 bits, its high 32 bits)
         counter  (i // 4, layer, updates' low 32 bits, their high 32 bits)
@@ -37,8 +37,8 @@ class Dropout(Op):
 
     The gradient is the same Op on the gradient of the output. It makes the mask again: bits kept from the forward pass would save half
     a percent of a step with the kernels, and cost an Op and an output more.
-    Cost: 5 products of 32 by 32 bits and 15 shifts and exclusive ors an element, in lanes of 64 bits: with AVX2 1.6 cycles at the least, of
-    which 2.1 are made, 1 to 2 % of a training step. Memory: T B H floats for the output and as many for its gradient.
+    Cost: 5 products of 32 by 32 bits and 15 shifts and exclusive ors an element, in lanes of 64 bits: with AVX2 1.6 cycles at the least;
+    the kernel takes 2.1, and so 1 to 2 % of a training step. Memory: T B H floats for the output and as many for its gradient.
     """
 
     __props__ = ('layer',)
@@ -49,7 +49,8 @@ class Dropout(Op):
     def make_node(self, S, p, seed, updates):
         S, *scalars = (T.as_tensor_variable(i) for i in (S, p, seed, updates))
         if any(i.type.ndim for i in scalars) or any(np.dtype(i.type.dtype).kind not in 'iu' for i in scalars[1:]):
-            raise TypeError(f'Dropout takes three scalars, p and the integers seed and updates, got {", ".join(str(i.type) for i in scalars)}')
+            got = ', '.join(str(i.type) for i in scalars)
+            raise TypeError(f'Dropout takes three scalars, p and the integers seed and updates, got {got}')
         return Apply(self, [S, *scalars], [S.type()])
 
     def perform(self, node, inputs, outputs):
@@ -72,7 +73,7 @@ class Dropout(Op):
 
 
 def _taken(inputs):
-    """(S, threshold, scale, seed, updates): the least word that keeps its element, the factor of what is kept; ValueError for what makes no mask."""
+    """(S, threshold, scale, seed, updates): the least word that keeps its element, the factor of what is kept; ValueError for others."""
     S, p, seed, updates = inputs
     p = float(np.float32(p))
     if not 0 <= p < 1:

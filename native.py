@@ -309,7 +309,7 @@ def _declare(kernels):
     kernels.rngru_gru_forward.argtypes = kernels.rngru_gru_backward.argtypes = [ctypes.POINTER(Layer)]
     kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
     kernels.rngru_rmsprop.argtypes = [size, pointer, pointer, pointer, pointer, pointer] + [ctypes.c_float] * 3
-    kernels.rngru_dropout.argtypes = [size, pointer, pointer, ctypes.c_uint32, ctypes.c_float, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32]
+    kernels.rngru_dropout.argtypes = [size, pointer, pointer, ctypes.c_uint32, ctypes.c_float] + [ctypes.c_uint64] * 2 + [ctypes.c_uint32]
     kernels.rngru_sample.argtypes = kernels.rngru_sample_kept.argtypes = [ctypes.POINTER(Sampler)]
     kernels.rngru_sample_kept.restype = size
     kernels.rngru_isa.restype = ctypes.c_char_p

@@ -1,8 +1,8 @@
 // Dropout whose mask is made of the words of Philox4x32-10 (Salmon et al. 2011, SC11): a counter, a key and ten
 // rounds, and no state, so that any thread makes any part of it, and the backward pass makes it again.
 //
-// An element takes 5 products of 32 by 32 bits; with AVX2 all of it is 6.3 vector instructions an element's eight
-// lanes, 1.6 cycles an element where a processor does four at once. Zen 3 takes 2.1, loads and stores included.
+// An element takes 5 products of 32 by 32 bits; with AVX2 all of it is 6.3 vector instructions an element,
+// 1.6 cycles where a processor does four at once. Zen 3 takes 2.1, loads and stores included.
 #include <utility>
 
 #include "pool.hpp"

@@ -97,7 +97,8 @@ def test_the_kernel_keeps_an_element_up_to_its_word_and_drops_it_above(n):
 
 
 @pytest.mark.parametrize('n', [1, 3, 4, 5, 100])
-@pytest.mark.parametrize('seed, updates, layer', [(0, 0, 0), (1, 0, 0), (SEED, UPDATES, 2), (2**63 - 1, 2**63 - 1, 255), (2**32, 2**32 - 1, 7)])
+@pytest.mark.parametrize('seed, updates, layer', [(0, 0, 0), (1, 0, 0), (SEED, UPDATES, 2), (2**63 - 1, 2**63 - 1, 255),
+                                                  (2**32, 2**32 - 1, 7)])
 def test_words_are_those_of_element_layer_updates_and_seed(n, seed, updates, layer):
     words = dropout.words(n, seed, updates, layer)
     assert words.dtype == np.uint32
@@ -149,14 +150,16 @@ def test_no_row_column_or_step_is_dropped_more_often_than_the_others():
     for axes, n in (((0, 1), 2400), ((0, 2), 3000), ((1, 2), 2000)):
         assert abs(zero.mean(axis=axes) - p).max() < 5 * (p * (1 - p) / n) ** 0.5
     for both in (zero[1:] & zero[:-1], zero[:, 1:] & zero[:, :-1], zero[:, :, 1:] & zero[:, :, :-1]):
-        assert abs(both.mean() - p * p) < 5 * (5 / 16 / both.size) ** 0.5     # a pair's variance 3/16, and 1/16 with each of two pairs beside it
+        # A pair's variance is 3/16, its covariance with each of the two pairs that share an element with it 1/16.
+        assert abs(both.mean() - p * p) < 5 * (5 / 16 / both.size) ** 0.5
 
 
 def test_another_seed_layer_or_number_of_updates_gives_another_mask_and_the_same_the_same():
     S, given_ = np.ones((5, 4, 50), 'float32'), dict(seed=SEED, updates=UPDATES, layer=0)
     mask = dropped(S, 0.5, **given_)
     assert_same_bits(dropped(S, 0.5, **given_), mask)
-    others = [dict(layer=1), dict(updates=UPDATES + 1), dict(updates=3), dict(seed=SEED + 1), dict(seed=SEED % 2**32), dict(seed=SEED - 2**32)]
+    others = [dict(layer=1), dict(updates=UPDATES + 1), dict(updates=3), dict(seed=SEED + 1), dict(seed=SEED % 2**32),
+              dict(seed=SEED - 2**32)]
     masks = [mask] + [dropped(S, 0.5, **{**given_, **other}) for other in others]
     for i, one in enumerate(masks):
         for other in masks[:i]:
@@ -273,8 +276,8 @@ def test_a_compiled_function_takes_another_p_and_number_of_updates_without_anoth
 def test_the_gradient_agrees_with_finite_differences(shape, p):
     def fun(S):
         return dropout.Dropout(1)(S, p, SEED, UPDATES) ** 3
-    theano.gradient.verify_grad(fun, [uniform(*shape, dtype='float64')], rng=np.random.RandomState(0), n_tests=1, abs_tol=1e-6, rel_tol=1e-6,
-                                mode=PLAIN)
+    theano.gradient.verify_grad(fun, [uniform(*shape, dtype='float64')], rng=np.random.RandomState(0), n_tests=1,
+                                abs_tol=1e-6, rel_tol=1e-6, mode=PLAIN)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
