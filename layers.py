@@ -15,6 +15,7 @@ import numpy as np
 import engine
 import ops
 import report
+from dropout import Dropout
 from engine import T, theano
 from errors import short
 from sampling import SampleText
@@ -156,12 +157,15 @@ class ModelParams:
         U, W, b = (self.params[f'{name}{l}'] for name in 'UWb')
         return ops.GRU(kind)(*inputs, s0, U, W, b)[:2]
 
-    def _stack(self, x, s0s):
-        """(states, lasts): each layer's S (T, B, H) and last state (B, H), as lists, for x (T, B) and a list of s0 (B, H)."""
+    def _stack(self, x, s0s, dropout=None):
+        """(states, lasts): each layer's S (T, B, H) and last state (B, H), as lists, for x (T, B) and a list of s0 (B, H).
+
+        dropout: (p, seed, updates) of `Dropout`, which each S then passes on its way up; the last states don't.
+        """
         states, lasts = [], []
         for l, s0 in enumerate(s0s):
             S, last = self._layer(l, states[-1] if l else x, s0)
-            states.append(S)
+            states.append(Dropout(l)(S, *dropout) if dropout else S)
             lasts.append(last)
         return states, lasts
 
@@ -176,12 +180,13 @@ class ModelParams:
         logits = T.dot(rows, self.params['V']) + self.params['c']
         return logits.reshape((x.shape[0], x.shape[1], self.vocab)), T.stack(lasts)
 
-    def loss(self, x, y, s0s, gradients=False):
+    def loss(self, x, y, s0s, gradients=False, dropout=None):
         """Expressions for (loss, last states): the mean negative log-likelihood of y (T, B) behind x (T, B), nats per character.
 
         s0s, last states: lists of (B, H), one a layer. `gradients=True` where the loss will be differentiated: the same, faster.
+        dropout: None, or scalars (p, seed, updates), see `dropout.Dropout`: each layer's output with a share p of it dropped, for training.
         """
-        states, lasts = self._stack(x, s0s)
+        states, lasts = self._stack(x, s0s, dropout)
         loss = ops.SoftmaxLoss(gradients)(states[-1], self.params['V'], self.params['c'], y)
         return (loss[0] if gradients else loss), lasts
 
@@ -198,19 +203,28 @@ class ModelParams:
 
         The gradient of the cost is Theano's of the loss plus regcost W / (T B), which the update adds as it passes over W.
         """
+        return self._training()
+
+    @cached_property
+    def dropoutstep(self):
+        """Compiled: (x, y, learnrate, decay, regcost, p, seed, updates) -> loss: `trainstep` with dropout, see `dropout.Dropout`."""
+        return self._training(T.scalar('p', dtype='float32'), T.scalar('seed', dtype='int64'), T.scalar('updates', dtype='int64'))
+
+    def _training(self, *dropout):
+        """`trainstep`, with dropout where (p, seed, updates) are given."""
         x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
         learnrate, decay = T.scalar('learnrate', dtype='float32'), T.scalar('decay', dtype='float32')
         weightcosts = T.vector('weightcosts', dtype='float32')
-        loss, lasts = self.loss(x, y, self.states, gradients=True)
+        loss, lasts = self.loss(x, y, self.states, gradients=True, dropout=dropout)
         params, caches = list(self.params.values()), list(self.caches.values())
         new = ops.RMSProp(len(params))(learnrate, decay, weightcosts, *params, *caches, *theano.grad(loss, params))
-        f = _compiled('training', [x, y, learnrate, decay, weightcosts], [loss],
+        f = _compiled('training', [x, y, learnrate, decay, weightcosts, *dropout], [loss],
                       list(zip(params + caches + self.states, new + lasts)))
         isweight = np.array([name in self.weights() for name in self.params], np.float32)
 
-        def trainstep(x, y, learnrate, decay, regcost):
-            return float(f(x, y, np.asarray(learnrate, 'float32'), np.asarray(decay, 'float32'),
-                           isweight * np.float32(regcost / x.size))[0])
+        def trainstep(x, y, learnrate, decay, regcost, *dropping):
+            return float(f(x, y, np.asarray(learnrate, 'float32'), np.asarray(decay, 'float32'), isweight * np.float32(regcost / x.size),
+                           *(np.asarray(value, variable.dtype) for value, variable in zip(dropping, dropout, strict=True)))[0])
         return trainstep
 
     @cached_property

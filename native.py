@@ -170,6 +170,12 @@ def rmsprop(params, caches, gradients, weightcosts, learnrate, decay, clip):
     _call(library().rngru_rmsprop, n, *lists, sizes, _address(weightcosts), float(learnrate), float(decay), clip)
 
 
+def dropout(S, out, threshold, scale, seed, updates, layer):
+    """Fill `out`, a C-contiguous array of S's shape, as `dropout.Dropout` says."""
+    S = np.ascontiguousarray(S)
+    _call(library().rngru_dropout, S.size, _address(S), _address(out), threshold, scale, seed, updates, layer)
+
+
 def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, allowed, states, kept=None):
     """Draw characters: (their indices (n, steps) int32, the packed weights for the next call's `kept`, or None where a logit is no number).
 
@@ -297,6 +303,7 @@ def _declare(kernels):
     kernels.rngru_gru_forward.argtypes = kernels.rngru_gru_backward.argtypes = [ctypes.POINTER(Layer)]
     kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
     kernels.rngru_rmsprop.argtypes = [size, pointer, pointer, pointer, pointer, pointer] + [ctypes.c_float] * 3
+    kernels.rngru_dropout.argtypes = [size, pointer, pointer, ctypes.c_uint32, ctypes.c_float] + [ctypes.c_uint64] * 2 + [ctypes.c_uint32]
     kernels.rngru_sample.argtypes = kernels.rngru_sample_kept.argtypes = [ctypes.POINTER(Sampler)]
     kernels.rngru_sample_kept.restype = size
     kernels.rngru_isa.restype = ctypes.c_char_p

@@ -6,7 +6,7 @@
  * Functions that return int give 0, or 1 where memory ran out; outputs are then undefined.
  * Results do not depend on the number of threads, bit for bit.
  *
- *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,sample,pool,processors}.cpp -o librngru.so
+ *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,dropout,sample,pool,processors}.cpp -o librngru.so
  */
 #ifndef RNGRU_H
 #define RNGRU_H
@@ -56,6 +56,11 @@ RNGRU_API int rngru_softmax_loss(int64_t M, int64_t H, int64_t V, const float *S
  *   p -= learnrate g' / sqrt(m + 1e-6)                         (not a number in, not a number out) */
 RNGRU_API int rngru_rmsprop(int64_t count, float *const *p, float *const *m, const float *const *g, const int64_t *n,
                             const float *weightcost, float learnrate, float decay, float clip);
+
+/* out[i] = S[i] scale where word i of the generator is at least `threshold`, else 0, for n elements; out may be S. Word i is
+ * word i % 4 of Philox4x32-10 of key (seed's lower half, upper half) and counter (i / 4, layer, updates' lower half, upper half). */
+RNGRU_API int rngru_dropout(int64_t n, const float *S, float *out, uint32_t threshold, float scale, uint64_t seed, uint64_t updates,
+                            uint32_t layer);
 
 /* Characters drawn one after another, n texts at once: each from softmax(logits / temp) behind the one before, of what top_k, top_p
  * and min_p leave of it (draw.hpp), the first index in 0 .. N - 1 at which the cumulated softmax (float64) exceeds the step's uniform. */

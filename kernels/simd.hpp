@@ -32,6 +32,7 @@ constexpr int PW = W * NV;  // columns of a panel: the width of the register til
 typedef float V __attribute__((vector_size(W * 4)));
 typedef float Vu __attribute__((vector_size(W * 4), aligned(4), may_alias));  // the same, at any address
 typedef uint32_t I __attribute__((vector_size(W * 4)));
+typedef uint64_t L __attribute__((vector_size(W * 4)));
 
 RNGRU_INLINE V splat(float x) { return x - V{}; }
 RNGRU_INLINE V load(const float* p) { return *(const Vu*)p; }
@@ -112,6 +113,23 @@ RNGRU_INLINE V exp_negative(V x) {
     p = p * f + splat(1);
     const V power = (V)(((I)shifted << 23) + 0x3f800000u);
     return x < splat(-87) ? splat(0) : p * power;
+}
+
+// The 64-bit products of the lower halves of the lanes. g++ doesn't see that x86 has an instruction for them.
+RNGRU_INLINE L multiply_low(L a, L b) {
+#if defined(__SSE2__) && !defined(__clang__)
+    typedef int Words __attribute__((vector_size(W * 4)));
+#if defined(__AVX512F__)
+    typedef long long Lanes __attribute__((vector_size(W * 4)));
+    return (L)__builtin_ia32_pmuludq512_mask((Words)a, (Words)b, Lanes{}, -1);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (L)__builtin_ia32_pmuludq256((Words)a, (Words)b);
+#else
+    return (L)__builtin_ia32_pmuludq128((Words)a, (Words)b);
+#endif
+#else
+    return (a & 0xffffffff) * (b & 0xffffffff);
+#endif
 }
 
 #ifndef __has_builtin

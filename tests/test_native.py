@@ -842,6 +842,7 @@ API int rngru_gru_forward(void*) { return 0; }
 API int rngru_gru_backward(void*) { return 0; }
 API int rngru_softmax_loss() { return 0; }
 API int rngru_rmsprop() { return 0; }
+API int rngru_dropout() { return 0; }
 API int rngru_sample() { return 0; }
 API long long rngru_sample_kept() { return 0; }
 API const char* rngru_isa() { return NAME; }
