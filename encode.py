@@ -25,24 +25,27 @@ _ONUNDECODABLE = 'rn-gru-mark'
 codecs.register_error(_ONUNDECODABLE, lambda error: (_MARK, error.end))
 
 
-def encodefile(srcfile, outfile, seq_len=100, encoding=None):
+def encodefile(srcfile, outfile, seq_len=100, encoding=None, morechars=''):
     """Encode a text file into the .npy file `outfile` and give (charset, dataset, numundecodable).
 
-    srcfile   path of the text, a regular file of at least `seq_len` characters
-    outfile   path of the encoded dataset; appears whole, replacing what was there, or not at all
-    seq_len   characters in a sequence
-    encoding  a text encoding that Python knows; None: what a byte-order mark says, else UTF-8
+    srcfile    path of the text, a regular file of at least `seq_len` characters
+    outfile    path of the encoded dataset; appears whole, replacing what was there, or not at all
+    seq_len    characters in a sequence
+    encoding   a text encoding that Python knows; None: what a byte-order mark says, else UTF-8
+    morechars  a str of characters, in any order, that the charset gets besides the text's own; nothing else changes by them
 
     A byte-order mark is dropped, CRLF and a lone CR become LF, undecodable bytes become U+FFFD: `numundecodable` of them,
     as many as Python's errors='replace' makes. The same file always gives the same indices.
 
     Raises, before anything is written: FileNotFoundError, IsADirectoryError, PermissionError or OSError for paths that
-    can't be used, LookupError for an unknown encoding, TypeError or ValueError for a wrong seq_len, and TextError for a text
-    that is empty, too short, binary (it holds NUL, or more than a tenth of it is undecodable), or changes meanwhile.
+    can't be used, LookupError for an unknown encoding, TypeError or ValueError for a wrong seq_len or morechars, and TextError for a
+    text that is empty, too short, binary (it holds NUL, or more than a tenth of it is undecodable), or changes meanwhile.
 
     Costs two passes over the file and some 20 MB of memory, whatever its size.
     """
     seq_len = checkint('seq_len', seq_len, 1)
+    if not isinstance(morechars, str):
+        raise TypeError(f"morechars must be a str, not {type(morechars).__name__}")
     srcfile, outfile = os.fsdecode(srcfile), os.fsdecode(outfile)
     _checkencoding(encoding)
     with _opentext(srcfile) as file:
@@ -51,7 +54,7 @@ def encodefile(srcfile, outfile, seq_len=100, encoding=None):
         size = before[0]
         codec, skip = _codec(file.read(4), encoding)
         try:
-            charset, numchars, numundecodable = _survey(_blocks(file, codec, skip, size), srcfile, size)
+            charset, numchars, numundecodable = _survey(_blocks(file, codec, skip, size), srcfile, size, morechars)
         except UnicodeError as error:       # the few codecs that don't know error handlers
             raise TextError(f"{srcfile} can't be decoded as {encoding!r} ({reason(error)}): name another encoding") from error
         changed = TextError(f"{srcfile} changed while it was being read: try again when nothing writes to it")
@@ -105,7 +108,7 @@ def readtext(source, encoding=None):
         raise TextError(f"{name} can't be decoded as {encoding!r} ({reason(error)}): name another encoding") from error
 
 
-def _survey(blocks, srcfile, size):
+def _survey(blocks, srcfile, size, morechars=''):
     """(charset, numchars, numundecodable) of a text given in blocks, or a TextError for one that can't be trained on."""
     seen = np.zeros(_POINTS, bool)
     linestarts = np.zeros(_POINTS, np.int64)
@@ -139,6 +142,7 @@ def _survey(blocks, srcfile, size):
         raise TextError(f"{srcfile} is a binary file or in another encoding, as {numundecodable} of its first {numchars} "
                         f"characters are undecodable: give a text file, or name its encoding, such as 'latin-1'")
     hasunknown = seen[UNKNOWNS].any()
+    seen[codepoints(morechars)] = True
     seen[UNKNOWNS] = False
     points = np.flatnonzero(seen)
     chars = UNKNOWN + points.astype('<u4').tobytes().decode('utf-32-le')

@@ -40,6 +40,8 @@ def describe(ms, datafile):
              f'  text         {_size(_sizes(directory, {datafile})):>9}  {datafile}',
              f'  checkpoints  {_size(size):>9}  {len(found)}' + (f', the latest {found[-1].name}' if found else '')
              + (f', the best {found.best.name}' if found.best else '')]
+    if ms.startedfrom:
+        lines.insert(1, f'Its first parameters were those of {ms.startedfrom}.')
     if left:
         lines.append(f'  left over    {_size(_sizes(directory, left)):>9}  {len(left)}, of writes under way or broken off: the next one clears up')
     if others:

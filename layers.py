@@ -32,6 +32,7 @@ class ModelParams:
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
+    BYCHARACTER = {'V': 1, 'c': 0}  # parameters with an entry for each character, and the axis of it; a model type adds its own
 
     def __init__(self, vocab, layers, state_size, seed):
         """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from. MemoryError for a network beyond this machine."""
@@ -278,6 +279,7 @@ class GRUEncode(ModelParams):
     """An input layer tanh(E[character] + a), E (V, H), a (H,), then the GRU layers, all of state-sized vectors."""
 
     source = 'encoded'
+    BYCHARACTER = {**ModelParams.BYCHARACTER, 'E': 0}
 
     @staticmethod
     def _inputshapes(vocab, state_size):
@@ -291,6 +293,7 @@ class GRUResize(ModelParams):
     """The first GRU layer takes the vocabulary-sized one-hot vector itself: its U0 is (V, 3H), and x U0 a row of it."""
 
     source = 'onehot'
+    BYCHARACTER = {**ModelParams.BYCHARACTER, 'U0': 0}
 
     @staticmethod
     def _inputshapes(vocab, state_size):

@@ -13,6 +13,7 @@ import info
 import native
 import reading
 import report
+import startfrom
 import train
 from checkpoint import KINDS, WorkDir
 from dataset import CharSet, DataSet
@@ -27,6 +28,7 @@ from storage import filechecksum, loadfacts, savefacts
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
 MOST = 2 ** 63 - 1                  # of what is stored as a whole number
+_MODELTYPE = type('Default', (str,), {})('GRUEncode')       # a default that can be told from the same name given
 
 
 class ModelState:
@@ -42,22 +44,26 @@ class ModelState:
         ms.restore()                        # parameters back from the last checkpoint; restore('best'), restore(name) from an earlier one
         ms.info()                           # what is in the directory, and whether it is whole
 
+        # a second text, in a directory of its own, from what was learnt of the first
+        ms = ModelState.initfromsrcfile('other.txt', 'other', start_from='book')
+
     Attributes: hyper (HyperParams; `ms.hyper.learnrate = 0.0005` holds from the next step on), charset (CharSet), data (DataSet), model
     (the network: get_params(), set_params(dict), epoch, pos), checkpoint (the last one read or written, or None), modeltype, numchars,
-    seq_len, seed, workdir. trackneurons(text) tells every neuron's state along a text.
+    seq_len, seed, startedfrom (of start_from, in words, or ''), workdir. trackneurons(text) tells every neuron's state along a text.
 
     Loss is the mean negative log-likelihood in nats per character; divided by ln 2 it is bits per character.
     """
 
-    def __init__(self, workdir, modeltype, hyper, charset, numchars, seq_len, seed, textchecksum):
+    def __init__(self, workdir, modeltype, hyper, charset, numchars, seq_len, seed, textchecksum, startedfrom=''):
         """For initfromsrcfile() and load(), which see."""
         self.workdir, self.modeltype, self.hyper, self.charset = workdir, modeltype, hyper, charset
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
-        self.checkpoint = None
+        self.startedfrom, self.checkpoint = startedfrom, None
 
     @classmethod
-    def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = 'GRUEncode', *, seq_len: int = 100,
-                        init_checkpoint: bool = True, encoding: str | None = None, seed: int | None = None, verbose: bool = True, **hyper):
+    def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = _MODELTYPE, *, seq_len: int = 100,
+                        init_checkpoint: bool = True, encoding: str | None = None, seed: int | None = None,
+                        start_from: str | os.PathLike | None = None, verbose: bool = True, **hyper):
         """A new model for the text in `srcfile`, kept in the directory `workdir`.
 
         srcfile          path of a text file
@@ -67,44 +73,61 @@ class ModelState:
         init_checkpoint  measure the untrained loss and write the first checkpoint; False: restore() redraws the parameters from the seed
         encoding         of the text; None: UTF-8, or what a byte-order mark says
         seed             int >= 0 from which the initial weights come; None draws one; it is stored
+        start_from       a trained model to go on from, which stays as it is: its directory, whose newest whole checkpoint counts, or a
+                         ModelState, whose present parameters count (so ms.restore(name), then start_from=ms, goes on from that checkpoint)
         verbose          False: say nothing
         **hyper          what help(HyperParams) lists: layers, state_size, learnrate, ...
 
+        With start_from, the new model has the other's modeltype, layers and state_size, and of the other hyperparameters those that aren't
+        given; seq_len isn't taken over. Its charset is the other's with the new text's characters. Every parameter is the other's, but
+        for those of characters new to it, which are drawn as in a new model. Optimiser, states, position and epoch start from zero;
+        the first checkpoint, which can't be left out then, has the loss before any training on this text.
         Nothing is compiled. What can't be right (a missing, empty or binary file, a directory that is taken, a wrong name or value)
         is refused in one sentence, and the disk is left as it was.
         """
         if not isinstance(modeltype, str) or modeltype not in MODELTYPES:
             raise ValueError(f'no model type is called {short(modeltype)}{nearest(modeltype, MODELTYPES) or ":"} '
                              f'There are {" and ".join(MODELTYPES)}')
-        srcfile, modeltype = checkpath('srcfile', srcfile), str(modeltype)
+        srcfile, asked, modeltype = checkpath('srcfile', srcfile), modeltype is not _MODELTYPE, str(modeltype)
         directory = WorkDir(checkpath('workdir', workdir))
         init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
         checknames(hyper, inspect.signature(cls.initfromsrcfile).parameters)
-        hyper = HyperParams(**hyper)
+        given, hyper = hyper, HyperParams(**hyper)
         seq_len = checkint('seq_len', seq_len, 1, MOST)
-        MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
         seed = secrets.randbits(48) if seed is None else checkint('seed', seed, 0, MOST)
         checksource(srcfile, encoding)
+        if start_from is not None:
+            if not init_checkpoint:
+                raise ValueError('init_checkpoint=False would lose the parameters that start_from gives: leave one of the two out')
+            with report.quiet(not verbose):
+                start_from = startfrom.opened(ModelState, start_from, directory)
+            modeltype, hyper = startfrom.settings(start_from, modeltype if asked else start_from.modeltype, given)
+        MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
         with report.quiet(not verbose), directory.create(DATAFILE):
             report.say(f'Reading {srcfile} ...')
-            charset, data, numundecodable = encodefile(srcfile, directory.path / DATAFILE, seq_len, encoding)
+            charset, data, numundecodable = encodefile(srcfile, directory.path / DATAFILE, seq_len, encoding,
+                                                       start_from.charset.chars if start_from else '')
             if numundecodable:
                 report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in {srcfile}, read as U+FFFD: another '
                            'encoding= may suit it better.')
-            ms = cls(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE))
+            ms = cls(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE),
+                     startfrom.origin(start_from) if start_from else '')
             ms.data = data
             ms.model = ms._newmodel()
             savefacts(directory.path / f'{modeltype}-{hyper.layers}x{hyper.state_size}-state.p', {
                 'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': data.numchars,
-                'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum})
+                'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum, 'startedfrom': ms.startedfrom})
             report.say(f'{ms._describe()}.')
+            if start_from:
+                startfrom.takeover(ms, start_from)
             if init_checkpoint:
-                report.say('Measuring the untrained loss ...')
+                what = 'starting' if start_from else 'untrained'
+                report.say(f'Measuring the {what} loss ...')
                 rows = min(UNTRAINED_ROWS, data.numseqs)
                 steps = min(UNTRAINED_STEPS, data.batchepoch(rows))
                 loss = ms.model.untrainedloss(data.batch(p, rows) for p in range(steps))
                 checkpoint = ms._writecheckpoint(loss, 'untrained')
-                report.say(f'Untrained loss {train.lossline(loss)}. Checkpoint {checkpoint.name}')
+                report.say(f'{what.capitalize()} loss {train.lossline(loss)}. Checkpoint {checkpoint.name}')
         return ms
 
     @classmethod
@@ -123,7 +146,7 @@ class ModelState:
             ms = cls(directory, facts['modeltype'], HyperParams(**facts['hyper']), CharSet.fromfacts(facts['charset']),
                      checkint('numchars', facts['numchars'], 1, MOST),
                      checkint('seq_len', facts['seq_len'], 1, MOST), checkint('seed', facts['seed'], 0, MOST),
-                     str(facts['textchecksum']))
+                     str(facts['textchecksum']), str(facts.get('startedfrom', '')))      # the first ones had none
         except (KeyError, TypeError, ValueError) as error:
             raise WorkDirError(f'{statefile} is damaged ({error}): copy it back from a backup, or start anew '
                                'in another directory') from error
@@ -206,7 +229,7 @@ class ModelState:
     def _filled(self, name, model, first=None):
         """`model` with the checkpoint called `name`, or None: with `first` or the newest whole one, or else as the seed has it.
 
-        Raises before anything has changed.
+        Raises before anything has changed; CheckpointError also where the seed isn't where the first parameters came from.
         """
         if name is None:
             checkpoint, arrays = self.workdir.newest(self._expected, first)
@@ -214,6 +237,9 @@ class ModelState:
             checkpoint = self.workdir.checkpoint(name)
             arrays = self.workdir.loadarrays(checkpoint, self._expected(checkpoint))
         if checkpoint is None:
+            if self.startedfrom:
+                raise CheckpointError(f"'{self.workdir.path}' holds no checkpoint, and the first parameters, from {self.startedfrom}, can't be "
+                                      'drawn again: copy a checkpoint back, or make the model anew in another directory')
             model.set_arrays(self._newmodel().arrays())
             model.epoch = model.pos = 0
         else:
@@ -248,7 +274,8 @@ class ModelState:
         Every file is checked first, about a second a GB. Without a name, a damaged checkpoint is named and the newest one that is whole taken.
         Going to another checkpoint than the one that stands brings back its learnrate, decay and regcost as well. Without any
         checkpoint the parameters are drawn anew from the seed. Raises CheckpointError where there is none of that name (it lists
-        those that are) or it is damaged, or where none is whole, WorkDirError where the encoded text is damaged; then nothing has changed.
+        those that are) or it is damaged, where none is whole, or where there is none at all and start_from gave the parameters;
+        WorkDirError where the encoded text is damaged; then nothing has changed.
         """
         native.checkthreads(threads)
         verbose = checkbool('verbose', verbose)

@@ -157,7 +157,7 @@ def _change(kind, before, loss):
     """How the validation loss has changed since the one before, if there was one or an untrained loss."""
     if kind not in ('validation', 'untrained'):
         return ''
-    return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than {"before" if kind == "validation" else "untrained"}'
+    return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than before{" training" * (kind == "untrained")}'
 
 
 def _count(number, thing):

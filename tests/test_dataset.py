@@ -43,6 +43,15 @@ def test_indices_have_the_smallest_unsigned_type_that_holds_them(V, dtype):
     assert codes.dtype == dtype and codes[1] == V - 1
 
 
+@pytest.mark.parametrize('V', [200, 3000, 70_000])
+def test_ascii_text_has_its_indices_in_a_charset_of_any_size(V):
+    ascii_ = ''.join(map(chr, range(1, 128)))
+    charset = CharSet('\ufffd' + ascii_ + ''.join(chr(0x10000 + i) for i in range(V - 128)), np.ones(V, int), True)
+    codes = charset.encode('\0' + ascii_ + 'a')
+    assert codes.dtype == charset.dtype and codes.tolist() == [*range(128), ord('a')]       # all of ASCII: code point = index
+    codes[0] = 1                                                                            # the caller's own
+
+
 def test_encoded_arrays_belong_to_the_caller():
     codes = CharSet('\ufffdab', [0, 1, 0]).encode('ab')
     codes[0] = 0

@@ -18,11 +18,11 @@ from encode import encodefile, readtext
 from errors import TextError
 
 
-def encoded(directory, source, seq_len=1, encoding=None):
+def encoded(directory, source, seq_len=1, encoding=None, **options):
     """(charset, dataset, numundecodable) of a file that holds `source`, bytes."""
     path = pathlib.Path(directory, 'source.txt')
     path.write_bytes(source)
-    return encodefile(path, pathlib.Path(directory, 'codes.npy'), seq_len, encoding)
+    return encodefile(path, pathlib.Path(directory, 'codes.npy'), seq_len, encoding, **options)
 
 
 def textof(charset, data):
@@ -51,6 +51,22 @@ def test_unknown_is_index_0_and_the_others_follow_by_code_point(tmp_path):
     assert charset.chars == '\ufffd\nabcé😀'
     assert data.codes.tolist() == [3, 2, 1, 4, 6, 5, 3]
     assert len(charset) == 7 and charset.dtype == np.uint8
+
+
+def test_more_characters_widen_the_charset_and_change_nothing_else(tmp_path, monkeypatch):
+    source = 'ba\nc😀é'.encode()
+    for morechars in '', 'abc', '\ufffd', '\ufffd\ud800', '😀\n':         # nothing that the text hasn't, or that is no character
+        charset, data, _ = encoded(tmp_path, source, morechars=morechars)
+        assert charset.chars == '\ufffd\nabcé😀' and charset.hasunknown is False and data.codes.tolist() == [3, 2, 1, 4, 6, 5, 3]
+    passes, blocks = [], encode._blocks
+    monkeypatch.setattr(encode, '_blocks', lambda *args: passes.append(args) or blocks(*args))
+    charset, data, _ = encoded(tmp_path, source, morechars='zA\ufffdaß')
+    assert charset.chars == '\ufffd\nAabczßé😀' and charset.hasunknown is False and len(passes) == 2
+    assert data.codes.tolist() == [4, 3, 1, 5, 9, 8, 4] and textof(charset, data) == 'ba\nc😀é'
+    assert charset.linestarts.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+    assert encoded(tmp_path, b'a\xffbcdefghijk', morechars='z')[0].hasunknown is True
+    charset, data, _ = encoded(tmp_path, b'ab', morechars=''.join(map(chr, range(0x4e00, 0x4e00 + 300))))
+    assert data.codes.dtype == charset.dtype == np.uint16 and data.codes.tolist() == [1, 2, 1]
 
 
 def test_linestartprobs_count_the_first_character_and_each_one_after_a_line_feed(tmp_path):
@@ -189,6 +205,7 @@ def test_wrong_arguments_are_refused(tmp_path):
     refused(tmp_path, LookupError, ["'utf-9'"], b'text', encoding='utf-9')
     refused(tmp_path, LookupError, ["'base64'"], b'text', encoding='base64')
     refused(tmp_path, TypeError, ['encoding', '8'], b'text', encoding=8)
+    refused(tmp_path, TypeError, ['morechars', 'list'], b'text', morechars=['a'])
     refused(tmp_path, TextError, ['idna'], b'te\xff' * 9, encoding='idna')
     for seq_len in 0, -3:
         refused(tmp_path, ValueError, ['seq_len', str(seq_len)], b'text', seq_len=seq_len)

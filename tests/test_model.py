@@ -45,7 +45,7 @@ def test_signatures_are_those_of_the_contract():
     def defaults(function):
         return {name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
     assert defaults(ModelState.initfromsrcfile) == {'modeltype': 'GRUEncode', 'seq_len': 100, 'init_checkpoint': True, 'encoding': None,
-                                                    'seed': None, 'verbose': True}
+                                                    'seed': None, 'start_from': None, 'verbose': True}
     assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
