@@ -34,7 +34,8 @@ class Stream:
     TextState; None before the first.
     """
 
-    def __init__(self, ms, numchars=100, temp=0.5, seed=None, *, prime='', top_k=None, top_p=None, min_p=None, until=None, n=None, state=None):
+    def __init__(self, ms, numchars=100, temp=0.5, seed=None, *, prime='', top_k=None, top_p=None, min_p=None, until=None, n=None,
+                 state=None):
         """As ModelState.sample, which see; `seed` may be a numpy.random.SeedSequence as well."""
         self._ms, self._model = ms, ms.model
         vocab = len(ms.charset)
@@ -68,7 +69,8 @@ class Stream:
         if not isinstance(until, str):
             raise TypeError(f'until takes a str, got {short(until)}')
         if not until:
-            raise ValueError("until is empty, and a text would end before it begins: leave it out, or give the text to stop at, as in until='\\n'")
+            raise ValueError("until is empty, and a text would end before it begins: leave it out, or give the text to stop at, as in "
+                             "until='\\n'")
         charset = self._ms.charset
         for char in until:
             if char not in charset.chars or (char == charset.chars[0] and not charset.hasunknown):
@@ -84,10 +86,10 @@ class Stream:
             raise TypeError(f"state takes a stream's state, got {short(state)}")
         states, chars = np.asarray(state.states), np.asarray(state.chars)
         L, H, vocab, given = self._model.layers, self._model.state_size, len(self._ms.charset), chars.size
-        if (states.shape != (L, given, H) or chars.shape != (given,) or not given or states.dtype.kind != 'f' or chars.dtype.kind not in 'iu'
-                or not 0 <= chars.min() <= chars.max() < vocab):
-            raise ValueError(f'state is of another model: its states have the shape {states.shape}, this network has {L} layers of {H} units '
-                             f'and {vocab} characters')
+        if (states.shape != (L, given, H) or chars.shape != (given,) or not given or states.dtype.kind != 'f'
+                or chars.dtype.kind not in 'iu' or not 0 <= chars.min() <= chars.max() < vocab):
+            raise ValueError(f'state is of another model: its states have the shape {states.shape}, this network has {L} layers of {H} '
+                             f'units and {vocab} characters')
         if given > 1 and n not in (None, given):
             raise ValueError(f'n={n} texts cannot go on from the state of {given}: leave n out')
         return n or given, TextState(np.repeat(states, (n or 1) // given or 1, 1), np.repeat(chars, (n or 1) // given or 1))

@@ -363,8 +363,8 @@ class ModelState:
         """A text that the model writes: `prime` and `numchars` characters behind it, as a str; with `n`, a list of n such texts.
 
         numchars   how many characters to draw
-        temp       temperature: characters are drawn from softmax(logits / temp). 0.3 plays safe, 1 is as varied as the source, 0 always takes the
-                   most likely character
+        temp       temperature: characters are drawn from softmax(logits / temp). 0.3 plays safe, 1 is as varied as the source, 0 always
+                   takes the most likely character
         seed       int >= 0: the same seed gives the same text, with any number of threads; without one, a fresh text each time
         prime      text that the model reads first and goes on from
         top_k      draw from the k likeliest characters only

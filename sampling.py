@@ -10,12 +10,13 @@ from ops import checkindices
 class SampleText(Op):
     """The characters of n texts, drawn one after another, each from softmax(logits / temp) behind the one before.
 
-    Inputs: chars (n,), the indices that are read first; uniforms (n, steps), numbers in [0, 1) in float64, one a draw; temp, a
-    finite scalar (0: the most likely character); top_k >= 1, top_p in (0, 1], min_p in [0, 1], scalars that leave unlikely characters out (`_draw`; V, 1 and 0
-    leave none out); allowed (V,), booleans: what may be drawn; s0 (L, n, H); then the model: E and a where it is `encoded`; U, W, b of each layer;
-    V, c. Outputs: indices (n, steps) int32, without the first; the states (L, n, H) before the last drawn ones are read.
+    Inputs: chars (n,), the indices that are read first; uniforms (n, steps), numbers in [0, 1) in float64, one a draw; temp, a finite
+    scalar (0: the most likely character); top_k >= 1, top_p in (0, 1], min_p in [0, 1], scalars that leave unlikely characters out, see
+    `_draw` (V, 1 and 0 leave none out); allowed (V,), booleans: what may be drawn; s0 (L, n, H); then the model: E and a where it is
+    `encoded`; U, W, b of each layer; V, c. Outputs: indices (n, steps) int32, without the first; the states (L, n, H) before the last
+    drawn ones are read.
 
-    A text's characters depend neither on how many others are drawn beside it nor on the number of threads.
+    Natively a text's characters depend, bit for bit, neither on how many others are drawn beside it nor on the number of threads.
     Cost: 12 L H^2 + 2 H V FLOP a character (less 6 H^2: the first layer's inputs are kept by character). One text reads all weights
     for each character, 4 bytes for 2 FLOP: the caches' speed is the limit; from about 16 on the arithmetic is.
     """
@@ -59,7 +60,8 @@ class SampleText(Op):
             chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, *network = self._taken(inputs)
             shapes = [i.shape for i in inputs[8:]]
             packed, states = kept[1] if kept[0] == shapes else None, np.array(s0, order='C')
-            drawn, packed = native.sample(*network, chars, uniforms, temp, top_k, top_p, min_p, (allowed != 0).view(np.uint8), states, packed)
+            drawn, packed = native.sample(*network, chars, uniforms, temp, top_k, top_p, min_p, (allowed != 0).view(np.uint8), states,
+                                          packed)
             if packed is None:
                 raise _diverged()
             kept = shapes, packed
@@ -75,24 +77,29 @@ class SampleText(Op):
         layers = [params[i:i + 3] for i in range(0, len(params), 3)]
         n = len(uniforms)
         if chars.shape != (n,) or s0.shape != (len(layers), n, len(V)) or allowed.shape != c.shape or not allowed.any() or not n:
-            raise ValueError(f'SampleText takes chars ({n},) for uniforms {uniforms.shape}, at least one text, s0 ({len(layers)}, {n}, {len(V)}) and '
-                             f'allowed ({len(c)},), not all of it 0, got chars {chars.shape}, s0 {s0.shape} and allowed {allowed.shape}')
+            raise ValueError(f'SampleText takes chars ({n},) for uniforms {uniforms.shape}, at least one text, s0 '
+                             f'({len(layers)}, {n}, {len(V)}) and allowed ({len(c)},), not all of it 0, got chars {chars.shape}, s0 '
+                             f'{s0.shape} and allowed {allowed.shape}')
         H, K = len(V), len(source[0].T) if self.encoded else len(c)
-        wanted = [(len(c), K), (K,)][:len(source)] + [shape for l in range(len(layers)) for shape in ((H if l else K, 3 * H), (H, 3 * H), (3 * H,))]
+        wanted = [(len(c), K), (K,)][:len(source)]
+        for l in range(len(layers)):
+            wanted += [(H if l else K, 3 * H), (H, 3 * H), (3 * H,)]
         if not H * K * len(layers) or [i.shape for i in inputs[8:]] != wanted + [(H, len(c)), c.shape]:
             raise ValueError(f'SampleText takes a network whose sizes agree, got {", ".join(str(i.shape) for i in inputs[8:])}')
         if not (0 <= temp < np.inf and top_k >= 1 and 0 < top_p <= 1 and 0 <= min_p <= 1):
-            raise ValueError(f'SampleText takes a finite temp >= 0, top_k >= 1, top_p in (0, 1] and min_p in [0, 1], got {temp}, {top_k}, {top_p} and {min_p}')
+            raise ValueError('SampleText takes a finite temp >= 0, top_k >= 1, top_p in (0, 1] and min_p in [0, 1], got '
+                             f'{temp}, {top_k}, {top_p} and {min_p}')
         checkindices('chars', chars, len(c))
-        return chars, uniforms, float(temp), min(int(top_k), len(c)), float(top_p), float(min_p), allowed, s0, source, layers, V, c
+        steering = float(temp), min(int(top_k), len(c)), float(top_p), float(min_p)
+        return chars, uniforms, *steering, allowed, s0, source, layers, V, c
 
 
 def _draw(logits, uniform, temp, top_k, top_p, min_p):
     """The character at which the cumulated softmax(logits / temp) (float64) first exceeds `uniform` in [0, 1).
 
-    Of the softmax are kept the top_k likeliest characters; of these the fewest likeliest whose sum is at least top_p of
-    theirs (Holtzman et al. 2020, arXiv:1904.09751); of these those at least min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082). Of
-    equals the first counts as likelier.
+    Of the softmax are kept the top_k likeliest characters; of these the fewest likeliest whose sum is at least top_p of theirs
+    (Holtzman et al. 2020, arXiv:1904.09751); of these those at least min_p times as likely as the likeliest (Nguyen et al. 2024,
+    arXiv:2407.01082). Of equals the first counts as likelier.
     """
     if not np.isfinite(logits.max()):           # NaN too
         raise _diverged()

@@ -443,7 +443,7 @@ def test_generatestring_prints_several_texts_each_under_its_heading(ms, capsys):
 
 
 def test_characters_that_the_terminal_lacks_are_question_marks(encode, monkeypatch, capsys):
-    monkeypatch.setattr(report, 'printable', lambda text: text.encode('ascii', 'replace').decode())
+    monkeypatch.setattr(report, 'printable', lambda text, file=None: text.encode('ascii', 'replace').decode())
     with pytest.warns(UserWarning):
         generatestring(encode, 0, prime='é\ud800')
     assert capsys.readouterr().out == '??\n'

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import engine
 import native
@@ -20,7 +20,6 @@ import ops
 import report
 from conftest import ROOT, kernel, perform, symbol, uniform
 from engine import T, theano
-from layers import MODELTYPES
 from rn_rnn_char import ModelState
 
 SOURCES = ('vectors', 'onehot', 'encoded')
