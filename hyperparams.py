@@ -78,7 +78,7 @@ def _checked(f, value):
         if not isinstance(value, str):
             raise TypeError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
         if value not in choices:
-            raise ValueError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value, choices)}')
+            raise ValueError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
         return str(value)
     low, high, islowallowed = (f.metadata[name] for name in ('low', 'high', 'islowallowed'))
     if isinstance(f.default, int):

@@ -12,18 +12,26 @@ namespace {
 
 constexpr int64_t CHUNK = 4096;  // elements; a part is a number of whole chunks of one parameter or more
 
-typedef double Doubles __attribute__((vector_size(W * 8)));
+// Sums of squares in double, two vectors of half as many: g++ makes single numbers of wider ones.
+typedef float Half __attribute__((vector_size(W * 2)));
+typedef double Doubles __attribute__((vector_size(W * 4)));
+struct Squares {
+    Doubles low = {}, high = {};
 
-RNGRU_INLINE void add_squares(Doubles& sums, V v) {
-    const Doubles wide = __builtin_convertvector(v, Doubles);
-    sums += wide * wide;
-}
-
-double total(const Doubles& sums) {
-    double sum = 0;
-    for (int j = 0; j < W; ++j) sum += sums[j];
-    return sum;
-}
+    RNGRU_INLINE void add(V v) {
+        Half halves[2];
+        memcpy(halves, &v, sizeof v);
+        const Doubles a = __builtin_convertvector(halves[0], Doubles), b = __builtin_convertvector(halves[1], Doubles);
+        low += a * a;
+        high += b * b;
+    }
+    double total() const {
+        const Doubles sums = low + high;
+        double sum = 0;
+        for (int j = 0; j < W / 2; ++j) sum += sums[j];
+        return sum;
+    }
+};
 
 struct Update {
     const rngru_optimizer& u;
@@ -76,9 +84,9 @@ struct Update {
     void sum_squares() const {
         each_chunk([this](int64_t chunk, int64_t i, int64_t from, int64_t to) {
             const V cost = this->cost(i);
-            Doubles sums = {};
-            for (int64_t k = from; k < to; k += W) add_squares(sums, load(u.d[i] + k, to - k) + cost * load(u.p[i] + k, to - k));
-            squares[chunk] = total(sums);
+            Squares sums;
+            for (int64_t k = from; k < to; k += W) sums.add(load(u.d[i] + k, to - k) + cost * load(u.p[i] + k, to - k));
+            squares[chunk] = sums.total();
         });
     }
 
@@ -96,13 +104,13 @@ struct Update {
         each_chunk([=](int64_t chunk, int64_t i, int64_t from, int64_t to) {
             const V cost = this->cost(i);
             const V shrink = splat((float)(u.optimizer == RNGRU_ADAMW ? 1 - u.learnrate * u.weight_decay * (double)u.w[i] : 1));
-            Doubles sums = {};
+            Squares sums;
             I outside = {};
             for (int64_t k = from; k < to; k += W) {
                 const int64_t left = to - k;
                 V p = load(u.p[i] + k, left);
                 const V slope = load(u.d[i] + k, left) + cost * p;
-                add_squares(sums, slope);
+                sums.add(slope);
                 outside -= (I)(slope > bound) + (I)(slope < -bound);
                 const V d = clip(slope * factor, -bound, bound);
                 if (optimizer == RNGRU_RMSPROP) {
@@ -126,7 +134,7 @@ struct Update {
                     store(u.e[i] + k, e + follow * (p - e), left);
                 }
             }
-            squares[chunk] = total(sums);
+            squares[chunk] = sums.total();
             changed[chunk] = 0;
             for (int j = 0; j < W; ++j) changed[chunk] += outside[j];
         });

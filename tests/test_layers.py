@@ -11,6 +11,7 @@ import layers
 import report
 from conftest import naive_logits, naive_nll, naive_sample, naive_states
 from engine import T, theano
+from hyperparams import HyperParams
 
 TYPES = ('GRUEncode', 'GRUResize')
 PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
@@ -34,6 +35,11 @@ def batch(V=5, steps=3, B=2, seed=0):
 
 def state(model, B=2, seed=0):
     return np.random.RandomState(seed).uniform(-1, 1, (model.layers, B, model.state_size)).astype('float32')
+
+
+def step(model, x, y, learnrate, decay, regcost):
+    """The loss of a training step."""
+    return model.trainstep(x, y, HyperParams(decay=decay, regcost=regcost), learnrate)[0]
 
 
 def same(one, other):
@@ -194,16 +200,16 @@ def test_arrays_hold_everything_that_expected_tells_and_put_back_the_same_traini
     x, y = batch()
     model, other = build(modeltype, seed=1), build(modeltype, seed=2)
     model.set_state(state(model))
-    model.trainstep(x, y, 0.01, 0.9, 0.1)
+    step(model, x, y, 0.01, 0.9, 0.1)
     kept = model.arrays()
     assert {name: (value.shape, str(value.dtype)) for name, value in kept.items()} == model.expected(model.vocab, model.layers, model.state_size, 2)
     assert set(kept) == set(model.params) | {'m' + name for name in model.params} | {'state'}
-    losses = [model.trainstep(x, y, 0.01, 0.9, 0.1) for _ in range(3)]
+    losses = [step(model, x, y, 0.01, 0.9, 0.1) for _ in range(3)]
     end = model.arrays()
     assert not same(kept, end)
     for again in (model, other):
         again.set_arrays(kept)
-        assert [again.trainstep(x, y, 0.01, 0.9, 0.1) for _ in range(3)] == losses
+        assert [step(again, x, y, 0.01, 0.9, 0.1) for _ in range(3)] == losses
         assert same(again.arrays(), end)
 
 
@@ -291,7 +297,7 @@ def test_a_training_step_is_the_cost_and_the_update_of_the_design(modeltype, reg
     clipped = 0
     for seed in (0, 1):
         x, y = batch(seed=seed)
-        loss = model.trainstep(x, y, 0.02, 0.9, regcost)
+        loss = step(model, x, y, 0.02, 0.9, regcost)
         want_loss, s0, gradients = naive_trainstep(params, caches, x, y, s0, 0.02, 0.9, regcost)
         clipped += sum(int((np.abs(g) > 5).sum()) for g in gradients.values())
         arrays = model.arrays()
@@ -312,7 +318,7 @@ def test_regcost_moves_weight_matrices_and_not_biases(modeltype):
         model = wild(build(modeltype))
         before = model.get_params()
         model.set_state(state(model))
-        model.trainstep(x, y, 0.01, 0.0, regcost)
+        step(model, x, y, 0.01, 0.0, regcost)
         after, arrays = model.get_params(), model.arrays()
         caches.append({name: np.sqrt(arrays['m' + name]) * np.sign(before[name] - after[name]) for name in before})
     for name in before:
@@ -329,7 +335,7 @@ def test_the_update_follows_the_gradient_of_the_cost(modeltype):
     cost = model.cost(T.constant(x), T.constant(y), [T.constant(s) for s in s0], 0.7)
     gradients = theano.function([], theano.grad(cost, list(model.params.values())), mode=PLAIN, accept_inplace=True)()
     model.set_state(s0)
-    model.trainstep(x, y, 0.01, 0.0, 0.7)
+    step(model, x, y, 0.01, 0.0, 0.7)
     arrays = model.arrays()
     for (name, old), gradient in zip(before.items(), gradients):
         np.testing.assert_allclose(arrays['m' + name], gradient ** 2, rtol=1e-3, atol=1e-9, err_msg=name)
@@ -343,7 +349,7 @@ def test_the_state_is_carried_to_the_next_step(modeltype):
     x, y = batch(steps=8)
     s0 = state(model)
     model.set_state(s0)
-    first, second = (model.trainstep(x[part], y[part], 0.0, 0.9, 0.0) for part in (slice(0, 4), slice(4, 8)))
+    first, second = (step(model, x[part], y[part], 0.0, 0.9, 0.0) for part in (slice(0, 4), slice(4, 8)))
     logits, last = naive_logits(model.get_params(), x, s0)
     np.testing.assert_allclose([first, second], [naive_nll(logits[:4], y[:4]), naive_nll(logits[4:], y[4:])], rtol=1e-5)
     np.testing.assert_allclose(model.get_state(), last, atol=1e-6)
@@ -359,9 +365,9 @@ def test_the_learning_rate_is_an_argument_and_zero_holds_the_parameters(modeltyp
     model = build(modeltype)
     (x, y), before = batch(), model.get_params()
     model.set_state(state(model))
-    model.trainstep(x, y, 0.0, 0.9, 0.5)
+    step(model, x, y, 0.0, 0.9, 0.5)
     assert same(model.get_params(), before)
-    model.trainstep(x, y, 0.01, 0.9, 0.5)
+    step(model, x, y, 0.01, 0.9, 0.5)
     assert all(not np.array_equal(value, before[name]) for name, value in model.get_params().items())
 
 
@@ -375,10 +381,10 @@ def test_a_step_that_fails_changes_nothing(modeltype):
     bad[1, 1] = 5
     for wrong in ((bad, y), (x, bad)):
         with pytest.raises(IndexError, match=r'0 \.\. 4'):
-            model.trainstep(*wrong, 0.01, 0.9, 0.1)
+            step(model, *wrong, 0.01, 0.9, 0.1)
         assert same(model.arrays(), before)
     with pytest.raises(ValueError, match=r'\(2, 3\)'):
-        model.trainstep(*batch(B=3), 0.01, 0.9, 0.1)
+        step(model, *batch(B=3), 0.01, 0.9, 0.1)
     assert same(model.arrays(), before)
 
 
@@ -389,7 +395,7 @@ def test_training_goes_down_to_what_can_be_known(modeltype):
     text = np.arange(41) % 4
     x, y = (text[i:i + 40].reshape(2, 20).T.astype('int32') for i in (0, 1))
     model.set_state(np.zeros((1, 2, 8)))
-    losses = [model.trainstep(x, y, 0.01, 0.9, 0.0) for _ in range(150)]
+    losses = [step(model, x, y, 0.01, 0.9, 0.0) for _ in range(150)]
     assert abs(losses[0] - np.log(4)) < 0.3 and losses[-1] < 0.1 * np.log(4)
 
 
@@ -431,7 +437,7 @@ def test_the_loss_after_20_steps_is_the_same_on_both_engines(modeltype):
     x, y = fixedbatch()
     model.set_state(np.zeros((2, 3, 4)))
     for _ in range(20):
-        model.trainstep(x, y, 0.01, 0.9, 0.3)
+        step(model, x, y, 0.01, 0.9, 0.3)
     loss, _ = model.evaluate(x, y, model.get_state())
     assert abs(loss - TRAINED[modeltype]) < 5e-5
 
