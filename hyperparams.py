@@ -20,7 +20,8 @@ def _hyper(default, comment, low=0, high=math.inf, islowallowed=True, forgood=''
 
 def _choice(comment, *choices, forgood=''):
     """A field that takes one of some strings, the first by default."""
-    return field(default=choices[0], metadata={'comment': f'{comment}: {", ".join(map(repr, choices))}', 'choices': choices, 'forgood': forgood})
+    comment = f'{comment}: {", ".join(map(repr, choices))}'
+    return field(default=choices[0], metadata={'comment': comment, 'choices': choices, 'forgood': forgood})
 
 
 @dataclass

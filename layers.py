@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,24 @@ from errors import short
 from hyperparams import HyperParams
 from sampling import SampleText
 from update import CACHES, Update
+
+
+class Settings(NamedTuple):
+    """What of the hyperparameters decides which caches there are and what a training step is compiled to."""
+
+    optimizer: str = ''
+    clipping: str = ''
+    averaged: bool = False
+
+    @classmethod
+    def of(cls, hyper):
+        """Those of `hyper`, HyperParams."""
+        return cls(hyper.optimizer, hyper.clipping, hyper.ema > 0)
+
+    @property
+    def kinds(self):
+        """First letters of the caches that there are."""
+        return CACHES[self.optimizer] + 'e' * self.averaged
 
 
 class ModelParams:
@@ -62,8 +81,8 @@ class ModelParams:
         self.states = [theano.shared(np.zeros((1, state_size), np.float32), f's{l}') for l in range(layers)]
         self.epoch = self.pos = self.updates = self.cacheupdates = 0
         self._functions = {}                    # compiled, by what they depend on
-        self.settings = '', '', False           # none
-        self._settle(_settings(hyper))
+        self.settings = Settings()
+        self._settle(Settings.of(hyper))
 
     @classmethod
     def shapesof(cls, vocab, layers, state_size):
@@ -86,7 +105,7 @@ class ModelParams:
         """MemoryError for a network, or for batches of its training as `hyper` has it, that this machine can't hold."""
         L, H = layers, state_size
         count = cls.count(vocab, L, H)
-        needed = 4 * (batchsize * seq_len * (8 * L * H + 8 * H) + (3 + len(_kinds(_settings(hyper or HyperParams())))) * count)
+        needed = 4 * (batchsize * seq_len * (8 * L * H + 8 * H) + (3 + len(Settings.of(hyper or HyperParams()).kinds)) * count)
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         if needed > memory:
             raise MemoryError(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters takes about '
@@ -104,38 +123,39 @@ class ModelParams:
 
         Another optimizer starts with caches of zeros, ema switched on with the parameters as their own mean; the parameters stay.
         """
-        if _settings(hyper) == self.settings:
+        before, now = self.settings, Settings.of(hyper)
+        if now == before:
             return
-        (before, _, wasaveraged), (optimizer, _, averaged) = self.settings, _settings(hyper)
-        self._settle(_settings(hyper))
-        if optimizer != before:
-            report.say(f'The optimizer is {optimizer} now, in place of {before}: the parameters stay, its caches start from zero.')
-        if averaged != wasaveraged:
-            report.say('The running mean of the parameters (ema) starts from the parameters as they are.' if averaged
+        self._settle(now)
+        if now.optimizer != before.optimizer:
+            report.say(f'The optimizer is {now.optimizer} now, in place of {before.optimizer}: the parameters stay, its caches start from zero.')
+        if now.averaged != before.averaged:
+            report.say('The running mean of the parameters (ema) starts from the parameters as they are.' if now.averaged
                        else 'Without ema, text comes from the trained parameters again.')
 
     def _settle(self, settings):
         """Make the caches those of `settings`: what was there is kept where it means the same."""
         before, self.settings = self.settings, settings
+        isother = settings.optimizer != before.optimizer
         for name, shape in self.shapes.items():
             for kind in 'mge':
-                cache, used = self.caches[kind + name], kind in _kinds(settings)
-                if kind == 'e' and used and not before[2]:
+                cache, isused = self.caches[kind + name], kind in settings.kinds
+                if kind == 'e' and isused and not before.averaged:
                     cache.set_value(self.params[name].get_value())
-                elif not used or kind != 'e' and settings[0] != before[0]:
-                    cache.set_value(np.zeros(shape if used else (0,) * len(shape), np.float32), borrow=True)
-        if settings[0] != before[0]:
+                elif not isused or kind != 'e' and isother:
+                    cache.set_value(np.zeros(shape if isused else (0,) * len(shape), np.float32), borrow=True)
+        if isother:
             self.cacheupdates = 0
-        if settings[2] != before[2]:
-            for name in ('evaluate', 'sampletext', 'allstates'):        # they read other parameters now
-                vars(self).pop(name, None)
+        # Functions of other caches, or that read other parameters now: the next use takes or compiles those that fit.
+        for name in ['trainstep'] * (settings != before) + ['evaluate', 'sampletext', 'allstates'] * (settings.averaged != before.averaged):
+            vars(self).pop(name, None)
 
     def _cachenames(self):
-        return [kind + name for kind in _kinds(self.settings) for name in self.params]
+        return [kind + name for kind in self.settings.kinds for name in self.params]
 
     def _reader(self):
         """The network that generates text and is validated: this one, with ema that of the averaged parameters."""
-        if not self.settings[2]:
+        if not self.settings.averaged:
             return self
         reader = copy.copy(self)
         reader.params = {name: self.caches['e' + name] for name in self.params}
@@ -175,7 +195,7 @@ class ModelParams:
             values[name] = value
         for name, value in values.items():
             self.params[name].set_value(value, borrow=True)
-            if self.settings[2]:
+            if self.settings.averaged:
                 self.caches['e' + name].set_value(value)
 
     def get_state(self):
@@ -201,7 +221,7 @@ class ModelParams:
         dict of name -> (shape, dtype).
         """
         params = cls.shapesof(vocab, layers, state_size)
-        shapes = {kind + name: shape for kind in ['', *_kinds(_settings(hyper or HyperParams()))] for name, shape in params.items()}
+        shapes = {kind + name: shape for kind in ['', *Settings.of(hyper or HyperParams()).kinds] for name, shape in params.items()}
         shapes['state'] = (layers, batchsize, state_size)
         return {name: (shape, 'float32') for name, shape in shapes.items()}
 
@@ -215,7 +235,7 @@ class ModelParams:
             if arrays[name].shape != shape:
                 raise ValueError(f'{name} has shape {shape}, got {arrays[name].shape}')
         self.set_params({name: arrays[name] for name in self.params})
-        self._settle(_settings(hyper))
+        self._settle(Settings.of(hyper))
         for name in self._cachenames():
             self.caches[name].set_value(np.array(arrays[name], np.float32, order='C'), borrow=True)
         self.set_state(arrays['state'])
@@ -267,19 +287,19 @@ class ModelParams:
 
     @cached_property
     def trainstep(self):
-        """Compiled: (x, y (T, B) int32, hyper, learnrate=None) -> (loss before the update, norm of the gradient before it is clipped, share of
-        its elements that clipping changed); forward, backward and update of a step.
+        """Compiled: (x, y (T, B) int32, hyper, learnrate=None) -> (loss before the update, norm of the gradient before it is clipped,
+        share of its elements that clipping changed, by norm 0 or 1): forward, backward and update of a step.
 
-        hyper: HyperParams, any of whose numbers may differ from call to call; another optimizer, clipping or ema from or to 0 is compiled when it is first
-        met, and another optimizer or ema does as in `prepare`. learnrate: in place of hyper.learnrate.
+        hyper: HyperParams, any of whose numbers may differ from call to call. Another optimizer, clipping or ema from or to 0 is
+        compiled when it is first met, and does as in `prepare`. learnrate: in place of hyper.learnrate.
         The gradient is Theano's of the loss plus regcost W / (T B), which the update adds as it passes over W.
         """
         def trainstep(x, y, hyper, learnrate=None):
-            if _settings(hyper) != self.settings:
+            if Settings.of(hyper) != self.settings:
                 self.prepare(hyper)
             loss, norm, share = self._training()(x, y, np.array((
-                hyper.learnrate if learnrate is None else learnrate, hyper.decay, hyper.beta1, hyper.beta2, hyper.momentum, hyper.weight_decay,
-                hyper.clip, hyper.regcost / x.size, hyper.ema, self.updates, self.cacheupdates)))
+                hyper.learnrate if learnrate is None else learnrate, hyper.decay, hyper.beta1, hyper.beta2, hyper.momentum,
+                hyper.weight_decay, hyper.clip, hyper.regcost / x.size, hyper.ema, self.updates, self.cacheupdates)))      # as RATES names them
             self.updates += 1
             self.cacheupdates += 1
             return float(loss), float(norm), float(share)
@@ -288,21 +308,23 @@ class ModelParams:
 
     def _training(self):
         """The compiled step of the present settings: (x, y, rates) -> (loss, norm, share)."""
-        if ('training', self.settings) in self._functions:
-            return self._functions['training', self.settings]
+        settings = self.settings
+        if settings in self._functions:
+            return self._functions[settings]
         x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
         rates = T.vector('rates', dtype='float64')
         loss, lasts = self.loss(x, y, self.states, gradients=True)
         params, caches = list(self.params.values()), [self.caches[name] for name in self._cachenames()]
         isweight = np.array([name in self.weights() for name in self.params], np.float32)
-        *new, norm, share = Update(*self.settings, len(params))(rates, isweight, *params, *caches, *theano.grad(loss, params))
-        f = _compiled('training', [x, y, rates], [loss, norm, share], list(zip(params + caches + self.states, new + lasts)))
-        self._functions['training', self.settings] = f
-        return f
+        update = Update(settings.optimizer, settings.clipping, settings.averaged, len(params))
+        *new, norm, share = update(rates, isweight, *params, *caches, *theano.grad(loss, params))
+        self._functions[settings] = _compiled('training', [x, y, rates], [loss, norm, share],
+                                              list(zip(params + caches + self.states, new + lasts)))
+        return self._functions[settings]
 
     def _reading(self, what, graph):
         """The compiled function (inputs, outputs) that graph(network) gives for the network that generates text."""
-        key = what, self.settings[2]
+        key = what, self.settings.averaged
         if key not in self._functions:
             self._functions[key] = _compiled(what, *graph(self._reader()))
         return self._functions[key]
@@ -386,18 +408,8 @@ class GRUResize(ModelParams):
 MODELTYPES = {cls.__name__: cls for cls in (GRUEncode, GRUResize)}
 
 
-def _settings(hyper):
-    """What of the hyperparameters a compiled training step and its caches depend on: (optimizer, clipping, whether there are averages)."""
-    return hyper.optimizer, hyper.clipping, hyper.ema > 0
-
-
-def _kinds(settings):
-    """First letters of the caches that there are."""
-    return CACHES[settings[0]] + 'e' * settings[2]
-
-
 def _orthogonal(rng, H):
-    """(H, 3H): three orthogonal matrices side by side, each uniform among them all (QR of a normal one, the signs made those of R; Mezzadri 2007)."""
+    """(H, 3H): three orthogonal matrices side by side, each uniform among them all: QR of a normal one, with the signs of R (Mezzadri 2007)."""
     blocks = []
     for _ in range(3):
         Q, R = np.linalg.qr(rng.standard_normal((H, H)))

@@ -251,7 +251,7 @@ class ModelState:
         verbose: False: say nothing
 
         Every file is checked first, about a second a GB. Without a name, a damaged checkpoint is named and the newest one that is whole taken.
-        Going to another checkpoint than the one that stands brings back its learnrate, decay and regcost as well. Without any
+        Going to another checkpoint than the one that stands brings back its hyperparameters as well. Without any
         checkpoint the parameters are drawn anew from the seed. Raises CheckpointError where there is none of that name (it lists
         those that are) or it is damaged, or where none is whole, WorkDirError where the encoded text is damaged; then nothing has changed.
         """
@@ -330,7 +330,8 @@ class ModelState:
         save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
         native.checkthreads(threads)
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len, self.hyper)
+        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len,
+                                               self.hyper)
         self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
             native.setthreads(threads)

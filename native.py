@@ -52,8 +52,8 @@ class Optimizer(ctypes.Structure):
 
     _fields_ = ([(name, ctypes.c_int) for name in ('optimizer', 'clipping')] + [('count', ctypes.c_int64)]
                 + [(name, ctypes.c_void_p) for name in ('n', 'w', 'p', 'm', 'g', 'e', 'd')]
-                + [(name, ctypes.c_double) for name in ('learnrate', 'decay', 'beta1', 'beta2', 'momentum', 'weight_decay', 'clip', 'regcost', 'ema',
-                                                        'updates', 'cacheupdates', 'norm', 'share')])
+                + [(name, ctypes.c_double) for name in ('learnrate', 'decay', 'beta1', 'beta2', 'momentum', 'weight_decay', 'clip', 'regcost',
+                                                        'ema', 'updates', 'cacheupdates', 'norm', 'share')])
 
 
 class Sampler(ctypes.Structure):
@@ -172,15 +172,16 @@ def softmaxloss(S, V, c, y, gradients=None):
 def update(optimizer, clipping, rates, w, params, caches, gradients):
     """One `update.Update`, in place: (norm, share).
 
-    rates: attributes of the names of `update.RATES`; w (n,): factors; params, gradients: lists of n arrays; caches: such lists by kind, of 'm', 'g'
-    and 'e'. All but gradients are C-contiguous.
+    rates: attributes of the names of `update.RATES`; w (n,): factors; params, gradients: lists of n arrays; caches: such lists by kind,
+    'm', 'g' or 'e'. All but w and gradients are C-contiguous.
     """
     n = len(params)
     w, gradients = np.ascontiguousarray(w), [np.ascontiguousarray(d) for d in gradients]
     lists = {name: (ctypes.c_void_p * n)(*map(_address, arrays)) for name, arrays in {'p': params, 'd': gradients, **caches}.items()}
     sizes = (ctypes.c_int64 * n)(*(p.size for p in params))
+    pointers = {name: ctypes.addressof(each) for name, each in lists.items()}
     call = Optimizer(optimizer=('rmsprop', 'adam', 'adamw', 'sgd').index(optimizer), clipping=('value', 'norm').index(clipping), count=n,
-                     n=ctypes.addressof(sizes), w=_address(w), **{name: ctypes.addressof(pointers) for name, pointers in lists.items()}, **vars(rates))
+                     n=ctypes.addressof(sizes), w=_address(w), **pointers, **vars(rates))
     _call(library().rngru_update, ctypes.byref(call))
     return call.norm, call.share
 

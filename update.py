@@ -1,4 +1,4 @@
-"""The update of the parameters, one Op: clipping, RMSProp, Adam, AdamW or SGD, and the running mean of the parameters. Letters as in `ops`."""
+"""The update of the parameters in one Op: clipping, RMSProp, Adam, AdamW or SGD, and the running mean of the parameters."""
 
 import math
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ class Update(Op):
         d    += regcost w p                     the gradient of regcost/2 * sum(p^2): added here, it costs no pass over memory
         norm  = sqrt(sum of d^2 over all parameters)
         clipping 'value': d = clip(d, -clip, clip);  share = that of the elements that this changes
-        clipping 'norm':  d *= clip / norm, and share = 1, where norm > clip, else share = 0 (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1)
+        clipping 'norm': where norm > clip, d *= clip / norm and share = 1, else share = 0 (Pascanu et al. 2013, arXiv:1211.5063)
 
     'rmsprop', Tieleman and Hinton 2012, lecture 6.5:
         m  = decay m + (1 - decay) d^2
@@ -101,7 +101,8 @@ class Update(Op):
         rates, w, *arrays = inputs
         n = self.n
         arrays = [list(arrays[i:i + n]) for i in range(0, len(arrays), n)]
-        if rates.shape != (len(RATES),) or w.shape != (n,) or len(arrays) != self.kinds + 1 or any(len({a.shape for a in each}) > 1 for each in zip(*arrays)):
+        if (rates.shape != (len(RATES),) or w.shape != (n,) or len(arrays) != self.kinds + 1
+                or any(len({a.shape for a in each}) > 1 for each in zip(*arrays))):
             raise ValueError(f'Update takes {len(RATES)} rates, {n} factors, and caches and a gradient of the shape of each parameter, got '
                              f'{rates.shape}, {w.shape} and {[[a.shape for a in each] for each in arrays]}')
         return SimpleNamespace(**dict(zip(RATES, rates.tolist()))), w, *arrays
@@ -134,7 +135,7 @@ class Update(Op):
 
 
 def _pieces(arrays):
-    """The arrays of one parameter in flat pieces that stay in the cache; whole, where a flat view would be a copy and an update of it lost."""
+    """The arrays of one parameter in flat pieces that stay in the cache; whole, where a flat view would be a copy, its update lost."""
     if not all(a.flags.c_contiguous for a in arrays[:-1]):
         return [arrays]
     flat = [a.reshape(-1) for a in arrays]

@@ -618,7 +618,8 @@ def test_gradients_refuse_characters_out_of_range(untouched, source, character):
 
 
 @needskernels
-@pytest.mark.parametrize('which, shape', [(0, (10,)), (1, (1,)), (1, (3,)), (2, (2, 3)), (4, (2, 3)), (4, (4, 4)), (8, (2, 3)), (10, (2, 3)), (10, (4, 4)), (10, (3, 1))])
+@pytest.mark.parametrize('which, shape', [(0, (10,)), (1, (1,)), (1, (3,)), (2, (2, 3)), (4, (2, 3)), (4, (4, 4)), (8, (2, 3)), (10, (2, 3)),
+                                          (10, (4, 4)), (10, (3, 1))])
 def test_an_update_refuses_wrong_shapes_as_numpy_refuses_them(untouched, which, shape):
     """Inputs: rates (11,), factors (2,), params (3, 3), (2,), two caches, averages, gradients."""
     op, inputs = Update('adam', 'value', True, 2), changed(updatecase([(3, 3), (2,)], 0, 1, 'adam', True), which, shape)

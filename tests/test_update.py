@@ -228,7 +228,8 @@ def test_a_compiled_update_keeps_the_memory_of_shared_variables():
     p, m, e = (theano.shared(np.full((3, 4), value, 'float32')) for value in (1, 0, 1))
     places = [v.get_value(borrow=True).__array_interface__['data'] for v in (p, m, e)]
     d = T.matrix(dtype='float32')
-    *new, norm, share = Update('rmsprop', 'value', True, 1)(rates(learnrate=0.5, decay=0.75, clip=5, ema=0.5, updates=1000), np.zeros(1, 'float32'), p, m, e, d)
+    given = rates(learnrate=0.5, decay=0.75, clip=5, ema=0.5, updates=1000)
+    *new, norm, share = Update('rmsprop', 'value', True, 1)(given, np.zeros(1, 'float32'), p, m, e, d)
     f = engine.compilefunction([d], [norm, share], list(zip((p, m, e), new)))
     for _ in range(2):
         np.testing.assert_allclose(f(np.full((3, 4), 2, 'float32')), [48 ** 0.5, 0], rtol=1e-6)
