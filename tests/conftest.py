@@ -185,3 +185,10 @@ def kernel(op, inputs, storages=None):
     storages = storages or [[None] for _ in node.outputs]
     work(list(inputs), storages)
     return [storage[0] for storage in storages]
+
+
+def rates(**given):
+    """The rates that an Update Op takes; 0 where none is given."""
+    from update import RATES
+    assert set(given) <= set(RATES)
+    return np.array([given.get(name, 0.0) for name in RATES], 'float64')

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 import native
 import sampling
 from conftest import kernel, naive_kept, naive_sample, perform, symbol, uniform
+from hyperparams import HyperParams
 from layers import MODELTYPES
 
 KERNELS = native.library()
@@ -369,8 +370,9 @@ def test_training_and_set_params_between_texts_are_seen(modeltype):
     other, seen = MODELTYPES[modeltype](20, 2, 24, 2).get_params(), []
     inputs = [np.array([3, 7], 'int32'), uniforms, np.array(0.7), np.array(15), np.array(0.95), np.array(0.01), np.ones(20, 'int8'),
               np.zeros((2, 2, 24), 'float32')]
-    for change in (lambda: None, lambda: model.trainstep(x, x[::-1].copy(), 0.05, 0.9, 0.1), lambda: model.set_params(other),
-                   lambda: model.params['V'].set_value(-9 * other['V']), lambda: model.trainstep(x, x[::-1].copy(), 0.1, 0.9, 0)):
+    for change in (lambda: None, lambda: model.trainstep(x, x[::-1].copy(), HyperParams(learnrate=0.05, regcost=0.1)),
+                   lambda: model.set_params(other),
+                   lambda: model.params['V'].set_value(-9 * other['V']), lambda: model.trainstep(x, x[::-1].copy(), HyperParams(learnrate=0.1))):
         change()
         drawn, states = model.sampletext(*inputs)
         want, _ = perform(sampling.SampleText(modeltype == 'GRUEncode'), *inputs, *model.get_params().values())
