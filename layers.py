@@ -57,7 +57,8 @@ class ModelParams:
 
     Caches, as many numbers as parameters each: `m` + name, mean squared gradients (RMSProp, Adam, AdamW); `g` + name, mean gradients (Adam,
     AdamW) or velocities (SGD); `e` + name, with ema the running mean of the parameters, which generates text and is validated.
-    `updates` counts the updates that were made, `cacheupdates` those since the optimizer's caches were zero.
+    `updates` counts the updates that were made, `cacheupdates` those since the optimizer's caches were zero, `characters` what was read in
+    training, `seconds` the time that it took.
 
     Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches; with NumPy
     up to half as much again.
@@ -85,7 +86,8 @@ class ModelParams:
             for kind in 'mge':
                 self.caches[kind + name] = theano.shared(np.empty((0,) * len(shape), np.float32), kind + name)
         self.states = [theano.shared(np.zeros((1, state_size), np.float32), f's{l}') for l in range(layers)]
-        self.epoch = self.pos = self.updates = self.cacheupdates = 0
+        self.epoch = self.pos = self.updates = self.cacheupdates = self.characters = 0
+        self.seconds = 0.0
         self._functions = {}                    # compiled, by what they depend on
         self.settings = Settings()
         self._settle(Settings.of(hyper))

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+import history
 import info
 import native
 import reading
@@ -16,20 +17,21 @@ import report
 import startfrom
 import train
 from checkpoint import KINDS, WorkDir
-from dataset import CharSet, DataSet
+from dataset import CharSet, DataSet, trainchars
 from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
 from generate import Stream
 from hyperparams import FORGOOD, HyperParams, checkgiven, checknames, nearest
 from layers import MODELTYPES
 from lock import trainlock
+from run import Run, requested, resumed
 from storage import filechecksum, loadfacts, savefacts
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
 MOST = 2 ** 63 - 1                  # of what is stored as a whole number
 _MODELTYPE = type('Default', (str,), {})('GRUEncode')       # a default that can be told from the same name given
-_COUNTS = 'updates', 'cacheupdates'  # of the network, 0 in checkpoints that were written before there were any
+_COUNTS = 'updates', 'cacheupdates', 'characters'       # of the network, 0 in checkpoints that were written before there were any
 
 
 class ModelState:
@@ -114,7 +116,8 @@ class ModelState:
                            'encoding= may suit it better.')
             ms = cls(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE),
                      startfrom.origin(start_from) if start_from else '')
-            ms.data = data
+            ms._parts = data.split(hyper.valid_frac)
+            data = ms.data
             ms.model = ms._newmodel()
             savefacts(directory.path / f'{modeltype}-{hyper.layers}x{hyper.state_size}-state.p', {
                 'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': data.numchars,
@@ -201,26 +204,37 @@ class ModelState:
         """The network (layers.ModelParams) with the parameters of the last checkpoint read or written, or else of the newest whole one."""
         return self._filled(None, self._newmodel(), self.checkpoint)
 
-    @cached_property
+    @property
     def data(self):
-        """The encoded text (DataSet), memory-mapped, once its checksum is found right."""
-        return self._readdata()
+        """The encoded text that is trained on (DataSet), memory-mapped, once its checksum is found right."""
+        return self._parts[0]
 
-    def _readdata(self):
-        return DataSet.load(self.workdir.path / DATAFILE, self.numchars, self.seq_len, len(self.charset), self.textchecksum)
+    @property
+    def heldout(self):
+        """The encoded text that valid_frac holds out (HeldOut), or None."""
+        return self._parts[1]
+
+    @cached_property
+    def _parts(self):
+        data = DataSet.load(self.workdir.path / DATAFILE, self.numchars, self.seq_len, len(self.charset), self.textchecksum)
+        return data.split(self.hyper.valid_frac)
 
     def _training(self, checkpoint):
         """(HyperParams, batch size) of a checkpoint; CheckpointError where it doesn't belong to this model."""
         try:
             hyper = HyperParams(**checkpoint.facts['hyper'])
-            if (hyper.layers, hyper.state_size) != (self.hyper.layers, self.hyper.state_size):
-                raise ValueError(f'it is of a network of {hyper.layers} x {hyper.state_size}')
+            for name in FORGOOD:
+                if getattr(hyper, name) != getattr(self.hyper, name):
+                    raise ValueError(f'it is of a model with {name}={getattr(hyper, name)}')
             if checkpoint.facts.get('model', self._identity) != self._identity:       # the first ones had none
                 raise ValueError('it was trained on another text')
             batchsize = checkint('batchsize', checkpoint.facts['batchsize'], 1, MOST)
             for count in _COUNTS:
                 checkint(count, checkpoint.facts.get(count, 0), 0, MOST)
-            numseqs = -(-self.numchars // self.seq_len)
+            checkreal('seconds', checkpoint.facts.get('seconds', 0.0), 0)
+            if 'run' in checkpoint.facts:
+                Run.fromfacts(checkpoint.facts['run'])
+            numseqs = -(-trainchars(self.numchars, self.seq_len, hyper.valid_frac) // self.seq_len)
             if checkpoint.pos and checkpoint.pos >= -(-numseqs // batchsize):
                 raise ValueError(f'its position {checkpoint.pos} lies beyond an epoch')
             return hyper, batchsize
@@ -247,11 +261,14 @@ class ModelState:
                 raise CheckpointError(f"'{self.workdir.path}' holds no checkpoint, and the first parameters, from {self.startedfrom}, can't be "
                                       'drawn again: copy a checkpoint back, or make the model anew in another directory')
             model.set_arrays(self._newmodel().arrays(), self.hyper)
-            model.epoch = model.pos = 0
+            model.epoch = model.pos = model.characters = 0
+            model.seconds = 0.0
         else:
             hyper = self._training(checkpoint)[0]
-            model.set_arrays(arrays, hyper, **{count: checkpoint.facts.get(count, 0) for count in _COUNTS})
-            model.epoch, model.pos = checkpoint.epoch, checkpoint.pos
+            model.set_arrays(arrays, hyper)
+            for count in _COUNTS:
+                setattr(model, count, checkpoint.facts.get(count, 0))
+            model.epoch, model.pos, model.seconds = checkpoint.epoch, checkpoint.pos, float(checkpoint.facts.get('seconds', 0))
             if name is not None or self.checkpoint is None or checkpoint.name != self.checkpoint.name:
                 self.hyper = hyper
         self.checkpoint = checkpoint
@@ -287,11 +304,16 @@ class ModelState:
         native.checkthreads(threads)
         verbose = checkbool('verbose', verbose)
         with report.quiet(not verbose):
-            data = self._readdata()                 # so that it is checked again
+            before = vars(self).pop('_parts', None)
+            try:
+                self._parts                         # so that it is checked again
+            except BaseException:
+                if before:
+                    self._parts = before
+                raise
             self.model = model = self._filled(name, vars(self).get('model') or self._newmodel())     # one that is there keeps its functions
             report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
                        else 'No checkpoint yet: parameters drawn from the seed.')
-            self.data = data
             native.setthreads(threads)
             model.sampletext, model.allstates
 
@@ -314,7 +336,7 @@ class ModelState:
         self.checkpoint = self.workdir.writecheckpoint(
             loss, model.epoch, model.pos,
             {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'model': self._identity, 'slot': slot,
-             **{count: getattr(model, count) for count in _COUNTS}, **facts},
+             **{count: getattr(model, count) for count in _COUNTS}, 'seconds': model.seconds, **facts},
             arrays)
         if losskind == 'training':
             found, chain = {each.name: each for each in self.workdir.scan()[0]}, []
@@ -327,45 +349,75 @@ class ModelState:
     # --- Training -------------------------------------------------------------------------------------------------
 
     def trainmodel(self, num_rounds: int = 1, batchsize: int = 16, train_len: int = 0, valid_len: int = 0, print_every: int = 1000,
-                   clear_state: bool = False, *, save_every: float = 600, keep: int | None = None, threads: int | None = None,
-                   verbose: bool = True):
+                   clear_state: bool = False, *, minutes: float | None = None, schedule: str = 'constant', warmup: int = 0,
+                   end_learnrate: float | None = None, patience: int | None = None, resume: bool = False, save_every: float = 600,
+                   keep: int | None = None, threads: int | None = None, verbose: bool = True):
         """Train for some rounds, each with a validation and a checkpoint at its end.
 
-        num_rounds   how many rounds
-        batchsize    B, sequences read side by side; each goes on where it stopped, through the whole text
-        train_len    steps in a round (a step is one batch of sequences); 0: ms.data.batchepoch(batchsize), an epoch
-        valid_len    steps of validation, on the text that comes next, which the model saw longest ago; 0: an epoch's, which costs
-                     about a third of an epoch's training
-        print_every  steps between samples of 100 characters, counted across rounds, the first one before the first step; 0: none
-        clear_state  start from a zero hidden state, at the position reached
-        save_every   seconds: after so many without a checkpoint one is written within the round, so that a long round loses little; 0: never.
-                     There is no validation: its loss is the mean training loss since the last checkpoint. Of these and of Ctrl-C's
-                     only the newest is kept, and none counts as best
-        keep         how many of the rounds' checkpoints to keep, the newest, and the best one besides; None: all
-        threads      of the native kernels, never stored; None: RN_GRU_THREADS, or as many as the process may use. The result doesn't depend on it
-        verbose      False: say nothing
+        num_rounds     how many rounds
+        batchsize      B, sequences read side by side; each goes on where it stopped, through the whole text
+        train_len      steps in a round (a step is one batch of sequences); 0: ms.data.batchepoch(batchsize), an epoch; with minutes, a tenth of
+                       the run or more
+        valid_len      steps of validation, on the text that comes next, which the model saw longest ago; 0: an epoch's, which costs
+                       about a third of an epoch's training (with minutes, at most a tenth of it). With valid_frac it is left out:
+                       validation is on all of the held-out part then
+        print_every    steps between samples of 100 characters, counted across rounds, the first one before the first step; 0: none
+        clear_state    start from a zero hidden state, at the position reached
+        minutes        train for so long, compilation and validations included, in place of num_rounds: some steps are timed first, and the
+                       number of steps, which schedule and resume go by, stays as planned then
+        schedule       of the learning rate, from ms.hyper.learnrate on: 'constant'; 'linear' or 'cosine' to end_learnrate at the end of the
+                       run; 'plateau', halved whenever two validations in a row brought no lower loss
+        warmup         steps in which the learning rate first rises from nearly 0
+        end_learnrate  where 'linear' and 'cosine' end, and 'plateau' stops falling; without it: 0
+        patience       stop when so many validations in a row have brought no lower loss
+        resume         finish the run that Ctrl-C, a kill or a crash broke off, as it was begun: its own arguments hold
+        save_every     seconds: after so many without a checkpoint one is written within the round, so that a long round loses little; 0: never.
+                       There is no validation: its loss is the mean training loss since the last checkpoint. Of these and of Ctrl-C's
+                       only the newest is kept, and none counts as best
+        keep           how many of the rounds' checkpoints to keep, the newest, and the best one besides; None: all
+        threads        of the native kernels, never stored; None: RN_GRU_THREADS, or as many as the process may use. The result doesn't
+                       depend on it
+        verbose        False: say nothing
 
         The training function is compiled when it is first needed. Two rounds of 50 steps give bit for bit what one of 100 gives.
-        Ctrl-C ends after the step in hand with a checkpoint written, whose loss is the mean training loss since the last one; a second Ctrl-C ends at
-        once. Another batch size than before starts the epoch again, from a zero state.
+        Ctrl-C ends after the step in hand with a checkpoint written, whose loss is the mean training loss since the last one; a second
+        Ctrl-C ends at once. With minutes or patience, and a held-out part, the run ends on the best checkpoint, of which a copy becomes
+        the latest. Another batch size than before starts the epoch again, from a zero state.
+        Every step's loss and every validation stand in history.csv: ms.history(), ms.plot().
         Where the disk is full or gone in mid-training, that is said, training goes on in memory and the next checkpoint tries again.
-        Raises TypeError or ValueError for a wrong argument, FloatingPointError where the loss is no number any more, CheckpointError where
-        the last checkpoint could not be written (the network stays as it was trained), WorkDirError where another process is
-        training in the directory.
+        Raises TypeError or ValueError for a wrong argument, FloatingPointError where the loss is no number any more (the next use goes
+        back to the last checkpoint), CheckpointError where the last checkpoint could not be written (the network stays as it was trained),
+        WorkDirError where another process is training in the directory.
         """
-        num_rounds = checkint('num_rounds', num_rounds, 1)
-        self.data.batchepoch(batchsize)         # refuses what is no batch size, or one too large for the text
-        train_len, valid_len = checkint('train_len', train_len), checkint('valid_len', valid_len)
+        asked = {'num_rounds': num_rounds, 'batchsize': batchsize, 'train_len': train_len, 'valid_len': valid_len, 'clear_state': clear_state,
+                 'minutes': minutes, 'schedule': schedule, 'warmup': warmup, 'end_learnrate': end_learnrate, 'patience': patience}
         print_every = checkint('print_every', print_every)
         save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
         native.checkthreads(threads)
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len,
+        run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
+        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
                                                self.hyper)
         self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
             native.setthreads(threads)
-            train.train(self, num_rounds, int(batchsize), train_len, valid_len, print_every, clear_state, save_every, keep)
+            train.train(self, run, seconds, clear_state, print_every, save_every, keep)
+
+    def history(self):
+        """Every step's loss and every validation, a history.Table that the shell shows: arrays by column (`ms.history()['loss']`), rows, .steps,
+        .validations, .best. The file is history.csv in the model's directory (`pandas.read_csv` reads it).
+
+        Raises FileNotFoundError before the first training, WorkDirError where the file is damaged.
+        """
+        return history.read(self.workdir.path)
+
+    def plot(self, path=None, *, others=(), logx=False):
+        """Draw training and validation loss over the characters seen and over time, with those of `others`, working directories: see plot.plot.
+
+        path: a .png, .svg or .pdf file to write; None: show it. Needs matplotlib.
+        """
+        import plot                             # matplotlib takes half a second
+        return plot.plot([self.workdir.path, *others], path, logx=logx)
 
     # --- Generation -----------------------------------------------------------------------------------------------
 

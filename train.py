@@ -1,4 +1,4 @@
-"""The training loop: rounds of steps, samples on the way, validation, checkpoints, and a Ctrl-C that loses nothing."""
+"""The training loop: rounds of steps, samples on the way, validation, history, checkpoints, and a Ctrl-C that loses nothing."""
 
 import contextlib
 import math
@@ -8,12 +8,18 @@ import time
 
 import numpy as np
 
+import history
 import native
 import report
+from advice import Advisor
 from errors import CheckpointError, WorkDirError, reason
 from generate import Stream
+from history import History
+from run import planned
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
+FLUSH_EVERY = 5                             # seconds, of the history
+MEASURE = 1.5                               # seconds, before a run that is planned by time
 
 
 class Interrupts:
@@ -40,22 +46,38 @@ class Interrupts:
 
 
 class Saver:
-    """Writes the checkpoints of one training; where the disk refuses, it says so and training goes on in memory.
+    """Writes the history and the checkpoints of one training; where the disk refuses, it says so and training goes on in memory.
 
     save_every: seconds after which steps that no checkpoint holds yet get one, validation's time included; 0: never.
     keep: how many of the rounds' checkpoints to keep besides the best one; None: all.
     """
 
-    def __init__(self, ms, save_every, keep):
-        self.ms, self.save_every, self.keep = ms, save_every, keep
-        self.last = time.monotonic()
+    def __init__(self, ms, run, save_every, keep):
+        self.ms, self.run, self.save_every, self.keep = ms, run, save_every, keep
+        self.history = History(ms.workdir.path / history.FILE)
+        self.last = self.flushed = time.monotonic()
+        self.start = self.last - ms.model.seconds
         self.losses = []            # of the steps that no checkpoint holds yet
-        self.error = None           # why the last checkpoint could not be written
+        self.error = self.historyerror = None           # why the last checkpoint, or rows of the history, could not be written
 
-    def step(self, loss):
-        """A step of training is done; its loss."""
-        self.losses.append(loss)
-        self.saveifdue()
+    def add(self, kind, loss, *rest, **columns):
+        """A row of the history, where the network stands now."""
+        model, now = self.ms.model, time.monotonic()
+        model.seconds = now - self.start
+        self.history.add(kind, model.updates, model.epoch, model.pos, model.characters, loss, *rest, seconds=model.seconds, **columns)
+        if now - self.flushed > FLUSH_EVERY:
+            self.flush()
+
+    def flush(self, sync=False):
+        """Write the history's rows; where the disk refuses, they wait for the next time."""
+        self.flushed = time.monotonic()
+        try:
+            self.history.flush(sync)
+            self.historyerror = None
+        except (OSError, WorkDirError) as error:
+            if self.historyerror is None:
+                report.warn(f'The history could not be written ({reason(error)}): training goes on, and its rows are kept in memory.')
+            self.historyerror = error
 
     def saveifdue(self):
         """Write a checkpoint where the last one is `save_every` seconds old and steps were made since."""
@@ -64,8 +86,9 @@ class Saver:
 
     def write(self, loss, losskind, **facts):
         """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
+        self.flush(sync=True)
         try:
-            checkpoint = self.ms._writecheckpoint(loss, losskind, **facts)
+            checkpoint = self.ms._writecheckpoint(loss, losskind, run=self.run.facts(), **facts)
         except (OSError, MemoryError, WorkDirError) as error:
             self.error = error
             report.warn(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
@@ -89,69 +112,113 @@ class Saver:
             batchsize = self.ms.model.get_state().shape[1]
             raise CheckpointError(f"the last checkpoint could not be written to '{self.ms.workdir.path}' ({reason(self.error)}): the trained "
                                   'network is in memory only, so make room and train on, if only for a step, as in '
-                                  f'ms.trainmodel(batchsize={batchsize}, train_len=1, valid_len=1)') from self.error
+                                  f'ms.trainmodel(batchsize={batchsize}, train_len=1{"" if self.ms.heldout else ", valid_len=1"})') from self.error
 
 
-def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_state, save_every, keep):
-    """Carry out `ModelState.trainmodel`, whose docstring tells what the checked arguments mean."""
-    model, data = ms.model, ms.data
-    epochsteps = data.batchepoch(batchsize)
-    train_len, valid_len = train_len or epochsteps, valid_len or epochsteps
+def train(ms, run, seconds, clear_state, print_every, save_every, keep):
+    """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None.
+
+    The other arguments are `ModelState.trainmodel`'s, checked.
+    """
+    start = time.monotonic()
+    model, data, hyper = ms.model, ms.data, ms.hyper
+    model.prepare(hyper)
     # Compiled before anything changes, and so that the progress bar starts with the first step.
-    model.prepare(ms.hyper)
     model.trainstep, model.evaluate
     if print_every:
         model.sampletext
-    _placestate(model, batchsize, clear_state)
+    if seconds is not None:
+        measured = _measure(ms, run.batchsize)
+        run = planned(run, start + seconds - time.monotonic(), *measured)
+    epochsteps = data.batchepoch(run.batchsize)
+    _placestate(model, run.batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:]
     if newest and newest[0].counter > (ms.checkpoint.counter if ms.checkpoint else 0):
         report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer checkpoint, {newest[0].name}.')
-    report.say(f'{ms._describe()}.\n{epochsteps:,} steps of {batchsize} x {data.seq_len} characters in an epoch; {native.describe()}.\n'
-               f'{_count(num_rounds, "round")} of {_count(train_len, "step")} from epoch {model.epoch}, position {model.pos},\n'
-               f'with validation on the {_count(valid_len, "step")} behind each'
-               + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if valid_len == epochsteps else '.'))
-    saver = Saver(ms, save_every, keep)
+    _heading(ms, run, epochsteps)
+    saver = Saver(ms, run, save_every, keep)
     try:
         with Interrupts() as interrupts:
-            _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts, saver)
+            _rounds(ms, run, print_every, epochsteps, interrupts, saver)
     except (KeyboardInterrupt, FloatingPointError):
         # In mid-step or diverged: what is in memory is no state to go on from. The next use reads the last checkpoint.
         vars(ms).pop('model', None)
         report.say('The model is back at its last checkpoint.' if ms.checkpoint else 'The model is back at its first parameters.')
         raise
+    finally:
+        saver.flush()
     saver.close()
 
 
-def _rounds(ms, num_rounds, batchsize, train_len, valid_len, print_every, epochsteps, interrupts, saver):
+def _heading(ms, run, epochsteps):
+    """Say what comes."""
+    validation = (f'validation on the {ms.heldout.numchars:,} characters held out' if ms.heldout
+                  else f'validation on the {_count(run.valid_len, "step")} behind each')
+    dear = not ms.heldout and run.valid_len == epochsteps
+    schedule = '' if run.schedule == 'constant' and not run.warmup else (
+        f'\nLearning rate {ms.hyper.learnrate:g}, {run.schedule}'
+        + (f' to {run.end_learnrate:g}' if run.schedule != 'constant' else '')
+        + (f', after {_count(run.warmup, "step")} of warm-up' if run.warmup else '') + '.')
+    left = (f'{_count(run.rounds, "round")} of {_count(run.train_len, "step")}' if not run.done
+            else f'{run.steps - run.done:,} of {_count(run.steps, "step")} left')
+    report.say(f'{ms._describe()}.\n{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {native.describe()}.\n'
+               f'{left} from epoch {ms.model.epoch}, position {ms.model.pos},\nwith {validation}'
+               + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if dear else '.') + schedule)
+
+
+def _rounds(ms, run, print_every, epochsteps, interrupts, saver):
     before = (ms.checkpoint.kind, ms.checkpoint.loss) if ms.checkpoint is not None else ('', math.nan)
-    steps = 0                                   # done since the call of trainmodel
-    for i in range(num_rounds):
-        title = f'Round {i + 1}/{num_rounds}'
-        progress = report.Progress(title, train_len, batchsize * ms.data.seq_len)
+    advisor = Advisor(ms)
+    while not run.isover:
+        title = f'Round {run.validated + 1}/{run.rounds}'
+        progress = report.Progress(title, run.left, run.batchsize * ms.data.seq_len)
         losses = []
         try:
-            while len(losses) < train_len and not interrupts.asked:
-                if print_every and steps % print_every == 0:
-                    _printsample(ms, steps)
-                losses.append(_step(ms, batchsize, epochsteps))
-                steps += 1
-                saver.step(losses[-1])
+            while run.left and not interrupts.asked:
+                if print_every and run.done % print_every == 0:
+                    _printsample(ms, run.done)
+                losses.append(_step(ms, run, epochsteps, saver, advisor))
                 progress.step(np.mean(losses[-100:]))
         finally:
             progress.close()
-        loss = None if interrupts.asked else _validate(ms, batchsize, valid_len, epochsteps, interrupts, saver, title)
+        loss = None if interrupts.asked else _validate(ms, run, epochsteps, interrupts, saver, title)
         if interrupts.asked:
-            stopped = f'Stopped in round {i + 1}, after {_count(len(losses), "step")} of {train_len:,}'
+            stopped = f'Stopped in round {run.validated + 1}, after {_count(run.round - run.left, "step")} of {run.round:,}'
             if not saver.losses:
                 report.say(f'{stopped}: nothing has changed since the last checkpoint.')
             elif checkpoint := saver.writetraining():
-                report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}')
+                report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}\n'
+                           'ms.trainmodel(resume=True) finishes the run.')
             return
-        trainloss = float(np.mean(losses))
+        run.validate(loss)
+        trainloss = float(np.mean(losses)) if losses else math.nan      # none: broken off between the last step and the validation
+        saver.add('validation', loss, run.learnrate(ms.hyper.learnrate) if not run.isover else None)
         checkpoint = saver.write(loss, 'validation', trainloss=trainloss)
-        report.say(f'{title}: validation loss {lossline(loss)}{_change(*before, loss)}; training loss {trainloss:.4f}, at the end '
-                   f'{np.mean(losses[-100:]):.4f}.' + (f' Checkpoint {checkpoint.name}' if checkpoint else ''))
+        report.say(f'{title}: validation loss {lossline(loss)}{_change(*before, loss)}'
+                   + (f'; training loss {trainloss:.4f}, at the end {np.mean(losses[-100:]):.4f}.' if losses else '.')
+                   + (f' Checkpoint {checkpoint.name}' if checkpoint else ''))
+        if advice := advisor.round(loss, losses):
+            report.say(advice)
         before = 'validation', loss
+    if run.bestlast:
+        _endonbest(ms, run, saver)
+
+
+def _endonbest(ms, run, saver):
+    """Go back to the best checkpoint, where that is not the one in memory, and make it the latest."""
+    if run.validated < run.rounds:
+        report.say(f'Stopped early: {_count(run.since, "validation")} in a row brought no lower loss.')
+    best = ms.workdir.scan()[0].best
+    if best is None or saver.error or best.name == ms.checkpoint.name:
+        return
+    try:
+        ms._filled(best.name, ms.model)
+    except (OSError, WorkDirError) as error:
+        report.warn(f'The best checkpoint could not be read ({reason(error)}): the model stays as it was last.')
+        return
+    checkpoint = saver.write(best.loss, 'validation', copyof=best.name)
+    report.say(f'Ended on the best checkpoint, {best.name}: validation loss {lossline(best.loss)}.'
+               + (f' Its copy {checkpoint.name} is the latest now.' if checkpoint else ''))
 
 
 def _change(kind, before, loss):
@@ -201,37 +268,78 @@ def _placestate(model, batchsize, clear_state):
         model.set_state(np.zeros((L, batchsize, H), np.float32))
 
 
-def _step(ms, batchsize, epochsteps):
+def _step(ms, run, epochsteps, saver, advisor):
     """One step; the loss before its update, nats per character."""
-    model = ms.model
-    loss, *_ = model.trainstep(*ms.data.batch(model.pos, batchsize), ms.hyper)
+    model, batch = ms.model, ms.data.batch(ms.model.pos, run.batchsize)
+    learnrate, start = run.learnrate(ms.hyper.learnrate), time.perf_counter()
+    loss, gradnorm, clipped = model.trainstep(*batch, ms.hyper, learnrate)
     if not math.isfinite(loss):
         raise FloatingPointError(diverged(ms))
     before = model.get_state()
     model.pos, model.epoch, state = advance(model.pos, model.epoch, before, epochsteps)
     if state is not before:
         model.set_state(state)
+    model.characters += batch[0].size
+    run.done += 1
+    saver.add('step', loss, learnrate, gradnorm, clipped, batch[0].size / (time.perf_counter() - start))
+    saver.losses.append(loss)
+    saver.saveifdue()
+    advisor.step(loss, clipped)
     return loss
 
 
-def _validate(ms, batchsize, valid_len, epochsteps, interrupts, saver, title):
-    """Mean loss over the next `valid_len` steps, from the current state, all of which stay as they are; None if interrupted."""
-    model = ms.model
-    pos, epoch, state = model.pos, model.epoch, model.get_state()
-    progress = report.Progress(f'{title}, validation', valid_len, batchsize * ms.data.seq_len)
-    total = 0.0
+def _validate(ms, run, epochsteps, interrupts, saver, title):
+    """Mean validation loss, which changes nothing of where the training stands; None if interrupted.
+
+    Of the held-out part, all of it from a zero state; where there is none, over the next `valid_len` steps, from the current state.
+    """
+    steps = ms.heldout.numsteps(run.batchsize) if ms.heldout else run.valid_len
+    unit = (ms.heldout.rows(run.batchsize) if ms.heldout else run.batchsize) * ms.data.seq_len
+    progress = report.Progress(f'{title}, validation', steps, unit)
     try:
-        for i in range(valid_len):
+        for loss in _losses(ms, run, epochsteps):
+            progress.step(loss)
+            saver.saveifdue()
             if interrupts.asked:
                 return None
-            loss, state = model.evaluate(*ms.data.batch(pos, batchsize), state)
-            pos, epoch, state = advance(pos, epoch, state, epochsteps)
-            total += loss
-            progress.step(total / (i + 1))
-            saver.saveifdue()
     finally:
         progress.close()
-    return total / valid_len
+    return loss
+
+
+def _losses(ms, run, epochsteps):
+    """Yields the mean validation loss so far, step by step."""
+    model = ms.model
+    if ms.heldout:
+        yield from ms.heldout.losses(model.evaluate, run.batchsize, model.layers, model.state_size)
+        return
+    pos, epoch, state, total = model.pos, model.epoch, model.get_state(), 0.0
+    for i in range(run.valid_len):
+        loss, state = model.evaluate(*ms.data.batch(pos, run.batchsize), state)
+        pos, epoch, state = advance(pos, epoch, state, epochsteps)
+        total += loss
+        yield total / (i + 1)
+
+
+def _measure(ms, batchsize):
+    """(seconds a step, seconds a validation, its steps), from some steps that are taken back: nothing changes but the time."""
+    model, hyper = ms.model, ms.hyper
+    arrays, counts = model.arrays(), (model.updates, model.cacheupdates)
+    model.set_state(np.zeros((model.layers, batchsize, model.state_size), np.float32))
+    batch = ms.data.batch(0, batchsize)
+    state = model.get_state()
+    steps, validations = [], []
+    try:
+        start = time.perf_counter()
+        while len(steps) < 4 or time.perf_counter() - start < MEASURE:
+            for times, work in (steps, lambda: model.trainstep(*batch, hyper)), (validations, lambda: model.evaluate(*batch, state)):
+                before = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - before)
+    finally:
+        model.set_arrays(arrays, hyper, *counts)
+    count = ms.heldout.numsteps(batchsize) if ms.heldout else ms.data.batchepoch(batchsize)
+    return float(np.mean(steps[1:])), count * float(np.mean(validations[1:])), count
 
 
 def _printsample(ms, step):

@@ -10,6 +10,7 @@ import layers
 import native
 from conftest import naive_gru, naive_nll, naive_vectors, perform, symbol
 from engine import T, theano
+from hyperparams import HyperParams
 
 PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
 SEED, UPDATES = 0x1234_5678_9ABC_DEF0, 0x1_0000_0003                # both halves of each matter

@@ -603,7 +603,8 @@ def test_validation_text_and_states_come_from_the_running_mean_and_training_does
     for got, want in zip(model.allstates(x, s0), naive_states(averages, x, s0)):
         np.testing.assert_allclose(got, want, atol=2e-6)
     uniforms, allowed = np.random.RandomState(2).uniform(size=15), np.ones(5, 'int8')
-    assert model.sampletext(3, uniforms, 0.7, allowed, s0[:, 0])[0].tolist() == naive_sample(averages, s0[:, 0], 3, uniforms, 0.7, allowed)[0]
+    drawn, _ = model.sampletext([3], uniforms[None], 0.7, len(allowed), 1.0, 0.0, allowed, s0[:, :1])
+    assert drawn[0].tolist() == naive_sample(averages, s0[:, 0], 3, uniforms, 0.7, allowed)[0]
 
 
 def test_set_params_sets_the_trained_parameters_and_their_mean():
