@@ -7,12 +7,21 @@ from functools import wraps
 
 import numpy as np
 
-from errors import checkint, checkreal
+from errors import checkint, checkreal, short
+
+# What only some optimizers read.
+READERS = {'decay': ('rmsprop',), 'beta1': ('adam', 'adamw'), 'beta2': ('adam', 'adamw'), 'momentum': ('sgd',), 'weight_decay': ('adamw',)}
 
 
-def _hyper(default, comment, low, high=math.inf, islowallowed=True):
-    """A field with its comment and its range: low <= value < high, or low < value < high."""
-    return field(default=default, metadata={'comment': comment, 'low': low, 'high': high, 'islowallowed': islowallowed})
+def _hyper(default, comment, low=0, high=math.inf, islowallowed=True, forgood=''):
+    """A field with its comment and its range: low <= value < high, or low < value < high. forgood: why it is set once, if it is."""
+    return field(default=default, metadata={'comment': comment, 'low': low, 'high': high, 'islowallowed': islowallowed, 'forgood': forgood})
+
+
+def _choice(comment, *choices, forgood=''):
+    """A field that takes one of some strings, the first by default."""
+    comment = f'{comment}: {", ".join(map(repr, choices))}'
+    return field(default=choices[0], metadata={'comment': comment, 'choices': choices, 'forgood': forgood})
 
 
 @dataclass
@@ -21,24 +30,37 @@ class HyperParams:
 
         HyperParams(layers=3, state_size=256)       # the others at their defaults
         ms.hyper.learnrate = 0.0005                 # checked at once, holds from the next step on, stands in the next checkpoint
+        ms.hyper.optimizer = 'adam'                 # from the next training on, which starts with caches of zeros and keeps the parameters
 
-    layers and state_size shape the network: they are set once, when the model is made.
+    layers, state_size, init and valid_frac are set once, when the model is made.
     A wrong name raises TypeError (AttributeError where it is assigned) and names the nearest right one; a value of the
     wrong type raises TypeError, one out of range ValueError.
     """
 
-    layers: int = _hyper(1, 'GRU layers, one upon the other', 1, 101)
-    state_size: int = _hyper(128, 'H, units of a layer', 1, 100_001)
-    learnrate: float = _hyper(0.001, "RMSProp's step size", 0, islowallowed=False)
-    decay: float = _hyper(0.95, "share of RMSProp's running mean of squared gradients that a step keeps", 0, 1)
-    regcost: float = _hyper(0.0, "L2 penalty: regcost / 2 * the sum of the squared weights, beside a batch's summed loss", 0)
+    layers: int = _hyper(1, 'GRU layers, one upon the other', 1, 101, forgood='it shapes the network')
+    state_size: int = _hyper(128, 'H, units of a layer', 1, 100_001, forgood='it shapes the network')
+    learnrate: float = _hyper(0.001, 'step size', islowallowed=False)
+    decay: float = _hyper(0.95, "share of RMSProp's running mean of squared gradients that a step keeps", high=1)
+    regcost: float = _hyper(0.0, "L2 penalty: regcost / 2 * the sum of the squared weights, beside a batch's summed loss")
+    optimizer: str = _choice('rule of the update', 'rmsprop', 'adam', 'adamw', 'sgd')
+    beta1: float = _hyper(0.9, "share of Adam's and AdamW's running mean of gradients that a step keeps", high=1)
+    beta2: float = _hyper(0.999, "share of Adam's and AdamW's running mean of squared gradients that a step keeps", high=1)
+    momentum: float = _hyper(0.9, "share of SGD's velocity that a step keeps", high=1)
+    weight_decay: float = _hyper(0.01, "share, times learnrate, by which AdamW's step shrinks the weight matrices")
+    clipping: str = _choice('what `clip` bounds, each element of the gradient or its norm over all parameters', 'value', 'norm')
+    clip: float = _hyper(5.0, 'the bound beyond which a gradient is clipped', islowallowed=False)
+    dropout: float = _hyper(0.0, 'share of the values between layers that a training step sets to 0', high=1)
+    ema: float = _hyper(0.0, 'share of the running mean of the parameters, which then generates text, that a step keeps; 0: none', high=1)
+    init: str = _choice('first recurrent weights', 'uniform', 'orthogonal', forgood='the first parameters were drawn by it')
+    valid_frac: float = _hyper(0.0, 'share of the text, at its end, that is held out from training', high=1, forgood='it parts the text')
 
     def __setattr__(self, name, value):
         if name not in _FIELDS:
             raise AttributeError(_unknown(name))
         value = _checked(_FIELDS[name], value)
-        if name in ('layers', 'state_size') and name in vars(self) and getattr(self, name) != value:
-            raise AttributeError(f'{name} is {getattr(self, name)} for good, it shapes the network: make a new model for {name}={value}')
+        why = _FIELDS[name].metadata['forgood']
+        if why and name in vars(self) and getattr(self, name) != value:
+            raise AttributeError(f'{name} is {getattr(self, name)} for good, {why}: make a new model for {name}={value}')
         super().__setattr__(name, value)
 
     def facts(self):
@@ -47,10 +69,18 @@ class HyperParams:
 
 
 _FIELDS = {f.name: f for f in fields(HyperParams)}
-HyperParams.__doc__ += '\n' + ''.join(f'    {f"{name}={f.default}":18}{f.metadata["comment"]}\n' for name, f in _FIELDS.items())
+FORGOOD = [name for name, f in _FIELDS.items() if f.metadata['forgood']]
+HyperParams.__doc__ += '\n' + ''.join(f'    {f"{name}={f.default}":20}{f.metadata["comment"]}\n' for name, f in _FIELDS.items())
 
 
 def _checked(f, value):
+    if 'choices' in f.metadata:
+        choices = f.metadata['choices']
+        if not isinstance(value, str):
+            raise TypeError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
+        if value not in choices:
+            raise ValueError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
+        return str(value)
     low, high, islowallowed = (f.metadata[name] for name in ('low', 'high', 'islowallowed'))
     if isinstance(f.default, int):
         return checkint(f.name, value, low, high - 1)
@@ -71,6 +101,18 @@ def checknames(names, others=()):
     for name in names:
         if name not in _FIELDS:
             raise TypeError(_unknown(name, others))
+
+
+def checkgiven(given):
+    """ValueError for a hyperparameter that another makes useless; `given`: a dict of those that a person chose in one call, checked values.
+
+    Only for such: in a model whose optimizer was changed later, what the one before read may well stand.
+    """
+    optimizer = given.get('optimizer', _FIELDS['optimizer'].default)
+    for name in given:
+        if optimizer not in READERS.get(name, (optimizer,)):
+            raise ValueError(f'{name}={short(given[name])} does nothing with optimizer={optimizer!r}: leave it out, or set optimizer='
+                             f'{" or ".join(map(repr, READERS[name]))}')
 
 
 def _unknown(name, others=()):
