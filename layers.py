@@ -4,11 +4,13 @@ Graph-building methods take and give Theano expressions and compile nothing; the
 properties, built when they are first asked for. Letters as in `ops`: `T` steps, `B` rows, `H` state size, `V` vocabulary, `L` layers.
 """
 
+import copy
 import math
 import os
 import time
 from collections.abc import Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,36 +19,70 @@ import ops
 import report
 from engine import T, theano
 from errors import short
+from hyperparams import HyperParams
 from sampling import SampleText
+from update import CACHES, Update
+
+
+class Settings(NamedTuple):
+    """What of the hyperparameters decides which caches there are and what a training step is compiled to."""
+
+    optimizer: str = ''
+    clipping: str = ''
+    averaged: bool = False
+
+    @classmethod
+    def of(cls, hyper):
+        """Those of `hyper`, HyperParams."""
+        return cls(hyper.optimizer, hyper.clipping, hyper.ema > 0)
+
+    @property
+    def kinds(self):
+        """First letters of the caches that there are."""
+        return CACHES[self.optimizer] + 'e' * self.averaged
 
 
 class ModelParams:
-    """A network's parameters, its optimiser's caches and its place in the text; the base of the model types.
+    """A network's parameters, its optimizer's caches and its place in the text; the base of the model types.
 
     Parameters (get_params, set_params): float32 arrays by name. Per layer l from 0: `U{l}` (inputs, 3H), `W{l}` (H, 3H), `b{l}` (3H,),
     columns in the order z, r, h (see `ops`); the output layer's `V` (H, V) and `c` (V,); a model type adds its own.
-    Initial weights are uniform within +-sqrt(1 / number of rows), biases zero (LeCun et al. 1998, Efficient BackProp, 4.6).
+    Initial weights are uniform within +-sqrt(1 / number of rows), biases zero (LeCun et al. 1998, Efficient BackProp, 4.6);
+    with init='orthogonal' the blocks z, r and h of every W{l} are orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
 
-    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + 4 P], P = number of parameters; with NumPy up to half as much again.
+    Caches, as many numbers as parameters each: `m` + name, mean squared gradients (RMSProp, Adam, AdamW); `g` + name, mean gradients (Adam,
+    AdamW) or velocities (SGD); `e` + name, with ema the running mean of the parameters, which generates text and is validated.
+    `updates` counts the updates that were made, `cacheupdates` those since the optimizer's caches were zero.
+
+    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches; with NumPy
+    up to half as much again.
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
 
-    def __init__(self, vocab, layers, state_size, seed):
-        """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from. MemoryError for a network beyond this machine."""
+    def __init__(self, vocab, layers, state_size, seed, hyper=None):
+        """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from; hyper (HyperParams): init and what `prepare`
+        reads, None: the defaults. MemoryError for a network beyond this machine.
+        """
+        hyper = hyper or HyperParams()
         self.vocab, self.layers, self.state_size = vocab, layers, state_size
-        self.checkmemory(vocab, layers, state_size)
+        self.checkmemory(vocab, layers, state_size, hyper=hyper)
         self.shapes = self.shapesof(vocab, layers, state_size)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
         self.params, self.caches = {}, {}
         for name, shape in self.shapes.items():
             bound = shape[0] ** -0.5
             value = (np.zeros(shape, np.float32) if name[0] in self.BIASES
+                     else _orthogonal(rng, state_size) if name[0] == 'W' and hyper.init == 'orthogonal'
                      else rng.uniform(-bound, bound, shape).astype(np.float32))
             self.params[name] = theano.shared(value, name)
-            self.caches[name] = theano.shared(np.zeros(shape, np.float32), 'm' + name)
+            for kind in 'mge':
+                self.caches[kind + name] = theano.shared(np.empty((0,) * len(shape), np.float32), kind + name)
         self.states = [theano.shared(np.zeros((1, state_size), np.float32), f's{l}') for l in range(layers)]
-        self.epoch = self.pos = 0
+        self.epoch = self.pos = self.updates = self.cacheupdates = 0
+        self._functions = {}                    # compiled, by what they depend on
+        self.settings = Settings()
+        self._settle(Settings.of(hyper))
 
     @classmethod
     def shapesof(cls, vocab, layers, state_size):
@@ -65,11 +101,11 @@ class ModelParams:
         return sum(math.prod(shape) for shape in cls.shapesof(vocab, layers, state_size).values())
 
     @classmethod
-    def checkmemory(cls, vocab, layers, state_size, batchsize=1, seq_len=1):
-        """MemoryError for a network, or for batches of its training, that this machine can't hold."""
+    def checkmemory(cls, vocab, layers, state_size, batchsize=1, seq_len=1, hyper=None):
+        """MemoryError for a network, or for batches of its training as `hyper` has it, that this machine can't hold."""
         L, H = layers, state_size
         count = cls.count(vocab, L, H)
-        needed = 4 * (batchsize * seq_len * (8 * L * H + 8 * H) + 4 * count)
+        needed = 4 * (batchsize * seq_len * (8 * L * H + 8 * H) + (3 + len(Settings.of(hyper or HyperParams()).kinds)) * count)
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         if needed > memory:
             raise MemoryError(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters takes about '
@@ -80,14 +116,61 @@ class ModelParams:
         """Names of the weight matrices, the parameters that regcost shrinks."""
         return [name for name in self.params if name[0] not in self.BIASES]
 
+    # --- The optimizer ------------------------------------------------------------------------------------------
+
+    def prepare(self, hyper):
+        """Make the caches those of `hyper`, HyperParams, and say so if that changes them; compiles nothing.
+
+        Another optimizer starts with caches of zeros, ema switched on with the parameters as their own mean; the parameters stay.
+        """
+        before, now = self.settings, Settings.of(hyper)
+        if now == before:
+            return
+        self._settle(now)
+        if now.optimizer != before.optimizer:
+            report.say(f'The optimizer is {now.optimizer} now, in place of {before.optimizer}: the parameters stay, its caches start from zero.')
+        if now.averaged != before.averaged:
+            report.say('The running mean of the parameters (ema) starts from the parameters as they are.' if now.averaged
+                       else 'Without ema, text comes from the trained parameters again.')
+
+    def _settle(self, settings):
+        """Make the caches those of `settings`: what was there is kept where it means the same."""
+        before, self.settings = self.settings, settings
+        isother = settings.optimizer != before.optimizer
+        for name, shape in self.shapes.items():
+            for kind in 'mge':
+                cache, isused = self.caches[kind + name], kind in settings.kinds
+                if kind == 'e' and isused and not before.averaged:
+                    cache.set_value(self.params[name].get_value())
+                elif not isused or kind != 'e' and isother:
+                    cache.set_value(np.zeros(shape if isused else (0,) * len(shape), np.float32), borrow=True)
+        if isother:
+            self.cacheupdates = 0
+        # Functions of other caches, or that read other parameters now: the next use takes or compiles those that fit.
+        for name in ['trainstep'] * (settings != before) + ['evaluate', 'sampletext', 'allstates'] * (settings.averaged != before.averaged):
+            vars(self).pop(name, None)
+
+    def _cachenames(self):
+        return [kind + name for kind in self.settings.kinds for name in self.params]
+
+    def _reader(self):
+        """The network that generates text and is validated: this one, with ema that of the averaged parameters."""
+        if not self.settings.averaged:
+            return self
+        reader = copy.copy(self)
+        reader.params = {name: self.caches['e' + name] for name in self.params}
+        return reader
+
     # --- Values -------------------------------------------------------------------------------------------------
 
-    def get_params(self):
-        """A dict of name -> float32 array, copies."""
-        return {name: shared.get_value() for name, shared in self.params.items()}
+    def get_params(self, averaged=True):
+        """A dict of name -> float32 array, copies, of the parameters that generate text: with ema the averages, or with averaged=False, as
+        always without ema, those that training adjusts.
+        """
+        return {name: shared.get_value() for name, shared in (self._reader() if averaged else self).params.items()}
 
     def set_params(self, params):
-        """Replace parameters by the arrays of a dict of name -> array; those that it leaves out stay.
+        """Replace parameters, with ema their averages too, by the arrays of a dict of name -> array; those that it leaves out stay.
 
         Raises KeyError for a name that isn't a parameter's, ValueError for a wrong shape or values that aren't numbers; then nothing has changed.
         """
@@ -112,6 +195,8 @@ class ModelParams:
             values[name] = value
         for name, value in values.items():
             self.params[name].set_value(value, borrow=True)
+            if self.settings.averaged:
+                self.caches['e' + name].set_value(value)
 
     def get_state(self):
         """The hidden states (L, B, H) that the next step starts from."""
@@ -126,27 +211,35 @@ class ModelParams:
             shared.set_value(np.array(s, order='C'), borrow=True)
 
     def arrays(self):
-        """Everything that a checkpoint keeps, a dict of name -> array: parameters, caches (`m` + name) and `state` (L, B, H)."""
-        caches = {'m' + name: shared.get_value() for name, shared in self.caches.items()}
-        return {**self.get_params(), **caches, 'state': self.get_state()}
+        """Everything that a checkpoint keeps, a dict of name -> array: parameters, caches (`m`, `g`, `e` + name) and `state` (L, B, H)."""
+        caches = {name: self.caches[name].get_value() for name in self._cachenames()}
+        return {**self.get_params(averaged=False), **caches, 'state': self.get_state()}
 
     @classmethod
-    def expected(cls, vocab, layers, state_size, batchsize):
-        """Shape and type of each of `arrays()` when a batch has `batchsize` rows: a dict of name -> (shape, dtype)."""
-        shapes = cls.shapesof(vocab, layers, state_size)
-        shapes.update({'m' + name: shape for name, shape in shapes.items()})
+    def expected(cls, vocab, layers, state_size, batchsize, hyper=None):
+        """Shape and type of each of `arrays()` when a batch has `batchsize` rows and training is as `hyper` (None: the defaults) has it: a
+        dict of name -> (shape, dtype).
+        """
+        params = cls.shapesof(vocab, layers, state_size)
+        shapes = {kind + name: shape for kind in ['', *Settings.of(hyper or HyperParams()).kinds] for name, shape in params.items()}
         shapes['state'] = (layers, batchsize, state_size)
         return {name: (shape, 'float32') for name, shape in shapes.items()}
 
-    def set_arrays(self, arrays):
-        """Put back what `arrays()` gave; ValueError for a wrong shape, and then nothing has changed."""
-        for name, (shape, _) in self.expected(self.vocab, self.layers, self.state_size, arrays['state'].shape[1]).items():
+    def set_arrays(self, arrays, hyper=None, updates=0, cacheupdates=0):
+        """Put back what `arrays()` gave where training was as `hyper` (None: the defaults) has it, and the two counts of updates.
+
+        ValueError for a wrong shape, and then nothing has changed.
+        """
+        hyper = hyper or HyperParams()
+        for name, (shape, _) in self.expected(self.vocab, self.layers, self.state_size, arrays['state'].shape[1], hyper).items():
             if arrays[name].shape != shape:
                 raise ValueError(f'{name} has shape {shape}, got {arrays[name].shape}')
         self.set_params({name: arrays[name] for name in self.params})
-        for name, shared in self.caches.items():
-            shared.set_value(np.array(arrays['m' + name], np.float32, order='C'), borrow=True)
+        self._settle(Settings.of(hyper))
+        for name in self._cachenames():
+            self.caches[name].set_value(np.array(arrays[name], np.float32, order='C'), borrow=True)
         self.set_state(arrays['state'])
+        self.updates, self.cacheupdates = updates, cacheupdates
 
     # --- Graphs -------------------------------------------------------------------------------------------------
 
@@ -194,32 +287,57 @@ class ModelParams:
 
     @cached_property
     def trainstep(self):
-        """Compiled: (x, y (T, B) int32, learnrate, decay, regcost) -> loss before the update; forward, backward and update of a step.
+        """Compiled: (x, y (T, B) int32, hyper, learnrate=None) -> (loss before the update, norm of the gradient before it is clipped,
+        share of its elements that clipping changed, by norm 0 or 1): forward, backward and update of a step.
 
-        The gradient of the cost is Theano's of the loss plus regcost W / (T B), which the update adds as it passes over W.
+        hyper: HyperParams, any of whose numbers may differ from call to call. Another optimizer, clipping or ema from or to 0 is
+        compiled when it is first met, and does as in `prepare`. learnrate: in place of hyper.learnrate.
+        The gradient is Theano's of the loss plus regcost W / (T B), which the update adds as it passes over W.
         """
-        x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
-        learnrate, decay = T.scalar('learnrate', dtype='float32'), T.scalar('decay', dtype='float32')
-        weightcosts = T.vector('weightcosts', dtype='float32')
-        loss, lasts = self.loss(x, y, self.states, gradients=True)
-        params, caches = list(self.params.values()), list(self.caches.values())
-        new = ops.RMSProp(len(params))(learnrate, decay, weightcosts, *params, *caches, *theano.grad(loss, params))
-        f = _compiled('training', [x, y, learnrate, decay, weightcosts], [loss],
-                      list(zip(params + caches + self.states, new + lasts)))
-        isweight = np.array([name in self.weights() for name in self.params], np.float32)
-
-        def trainstep(x, y, learnrate, decay, regcost):
-            return float(f(x, y, np.asarray(learnrate, 'float32'), np.asarray(decay, 'float32'),
-                           isweight * np.float32(regcost / x.size))[0])
+        def trainstep(x, y, hyper, learnrate=None):
+            if Settings.of(hyper) != self.settings:
+                self.prepare(hyper)
+            loss, norm, share = self._training()(x, y, np.array((
+                hyper.learnrate if learnrate is None else learnrate, hyper.decay, hyper.beta1, hyper.beta2, hyper.momentum,
+                hyper.weight_decay, hyper.clip, hyper.regcost / x.size, hyper.ema, self.updates, self.cacheupdates)))      # as RATES names them
+            self.updates += 1
+            self.cacheupdates += 1
+            return float(loss), float(norm), float(share)
+        self._training()
         return trainstep
+
+    def _training(self):
+        """The compiled step of the present settings: (x, y, rates) -> (loss, norm, share)."""
+        settings = self.settings
+        if settings in self._functions:
+            return self._functions[settings]
+        x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
+        rates = T.vector('rates', dtype='float64')
+        loss, lasts = self.loss(x, y, self.states, gradients=True)
+        params, caches = list(self.params.values()), [self.caches[name] for name in self._cachenames()]
+        isweight = np.array([name in self.weights() for name in self.params], np.float32)
+        update = Update(settings.optimizer, settings.clipping, settings.averaged, len(params))
+        *new, norm, share = update(rates, isweight, *params, *caches, *theano.grad(loss, params))
+        self._functions[settings] = _compiled('training', [x, y, rates], [loss, norm, share],
+                                              list(zip(params + caches + self.states, new + lasts)))
+        return self._functions[settings]
+
+    def _reading(self, what, graph):
+        """The compiled function (inputs, outputs) that graph(network) gives for the network that generates text."""
+        key = what, self.settings.averaged
+        if key not in self._functions:
+            self._functions[key] = _compiled(what, *graph(self._reader()))
+        return self._functions[key]
 
     @cached_property
     def evaluate(self):
         """Compiled: (x, y (T, B) int32, state (L, B, H)) -> (loss, laststate (L, B, H)); changes nothing."""
-        x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
-        s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
-        loss, lasts = self.loss(x, y, s0s)
-        f = _compiled('validation', [x, y, *s0s], [loss, *lasts])
+        def graph(network):
+            x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
+            s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
+            loss, lasts = network.loss(x, y, s0s)
+            return [x, y, *s0s], [loss, *lasts]
+        f = self._reading('validation', graph)
 
         def evaluate(x, y, state):
             loss, *lasts = f(x, y, *state)
@@ -229,19 +347,22 @@ class ModelParams:
     @cached_property
     def sampletext(self):
         """Compiled: (first, uniforms (n,), temp, allowed (V,), s0 (L, H)) -> (indices (n,), laststate (L, H)); see `sampling.SampleText`."""
-        inputs = [T.scalar('first', dtype='int32'), T.vector('uniforms', dtype='float64'), T.scalar('temp', dtype='float64'),
-                  T.vector('allowed', dtype='int8'), T.matrix('s0', dtype='float32')]
-        outputs = SampleText(self.source == 'encoded')(*inputs, *self.params.values())
-        f = _compiled('generation', inputs, outputs)
+        def graph(network):
+            inputs = [T.scalar('first', dtype='int32'), T.vector('uniforms', dtype='float64'), T.scalar('temp', dtype='float64'),
+                      T.vector('allowed', dtype='int8'), T.matrix('s0', dtype='float32')]
+            return inputs, SampleText(self.source == 'encoded')(*inputs, *network.params.values())
+        f = self._reading('generation', graph)
         return lambda first, uniforms, temp, allowed, s0: f(np.asarray(first, 'int32'), uniforms, np.asarray(temp, 'float64'),
                                                              allowed, s0)
 
     @cached_property
     def allstates(self):
         """Compiled: (x (T, B) int32, state (L, B, H)) -> every layer's states, a list of (T, B, H)."""
-        x = T.matrix('x', dtype='int32')
-        s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
-        f = _compiled('neurons', [x, *s0s], self._stack(x, s0s)[0])
+        def graph(network):
+            x = T.matrix('x', dtype='int32')
+            s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
+            return [x, *s0s], network._stack(x, s0s)[0]
+        f = self._reading('neurons', graph)
         return lambda x, state: f(x, *state)
 
     def untrainedloss(self, batches):
@@ -285,6 +406,15 @@ class GRUResize(ModelParams):
 
 
 MODELTYPES = {cls.__name__: cls for cls in (GRUEncode, GRUResize)}
+
+
+def _orthogonal(rng, H):
+    """(H, 3H): three orthogonal matrices side by side, each uniform among them all: QR of a normal one, with the signs of R (Mezzadri 2007)."""
+    blocks = []
+    for _ in range(3):
+        Q, R = np.linalg.qr(rng.standard_normal((H, H)))
+        blocks.append(Q * np.where(np.diag(R) < 0, -1, 1))
+    return np.concatenate(blocks, axis=1).astype(np.float32)
 
 
 def _compiled(what, inputs, outputs, updates=()):

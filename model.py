@@ -17,7 +17,7 @@ from checkpoint import KINDS, WorkDir
 from dataset import CharSet, DataSet
 from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
-from hyperparams import HyperParams, checknames, nearest
+from hyperparams import FORGOOD, HyperParams, checkgiven, checknames, nearest
 from layers import MODELTYPES
 from lock import trainlock
 from storage import filechecksum, loadfacts, savefacts
@@ -25,6 +25,7 @@ from storage import filechecksum, loadfacts, savefacts
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
 MOST = 2 ** 63 - 1                  # of what is stored as a whole number
+_COUNTS = 'updates', 'cacheupdates'  # of the network, 0 in checkpoints that were written before there were any
 
 
 class ModelState:
@@ -78,9 +79,10 @@ class ModelState:
         directory = WorkDir(checkpath('workdir', workdir))
         init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
         checknames(hyper, inspect.signature(cls.initfromsrcfile).parameters)
-        hyper = HyperParams(**hyper)
+        given, hyper = hyper, HyperParams(**hyper)
+        checkgiven(given)
         seq_len = checkint('seq_len', seq_len, 1, MOST)
-        MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
+        MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len, hyper)
         seed = secrets.randbits(48) if seed is None else checkint('seed', seed, 0, MOST)
         checksource(srcfile, encoding)
         with report.quiet(not verbose), directory.create(DATAFILE):
@@ -153,8 +155,9 @@ class ModelState:
         if not isinstance(hyper, HyperParams):
             raise TypeError(f'hyper takes HyperParams, got {short(hyper)}: set one of its fields, as in ms.hyper.learnrate = 0.001')
         before = vars(self).get('_hyper', hyper)
-        if (hyper.layers, hyper.state_size) != (before.layers, before.state_size):
-            raise ValueError(f'the network has {before.layers} x {before.state_size} units for good, got {hyper.layers} x {hyper.state_size}')
+        for name in FORGOOD:
+            if getattr(hyper, name) != getattr(before, name):
+                raise ValueError(f'{name} is {getattr(before, name)} for good, got {getattr(hyper, name)}: make a new model for it')
         self._hyper = hyper
 
     @property
@@ -166,7 +169,7 @@ class ModelState:
     # --- What is read when it is needed ---------------------------------------------------------------------------
 
     def _newmodel(self):
-        return MODELTYPES[self.modeltype](len(self.charset), self.hyper.layers, self.hyper.state_size, self.seed)
+        return MODELTYPES[self.modeltype](len(self.charset), self.hyper.layers, self.hyper.state_size, self.seed, self.hyper)
 
     @cached_property
     def model(self):
@@ -190,6 +193,8 @@ class ModelState:
             if checkpoint.facts.get('model', self._identity) != self._identity:       # the first ones had none
                 raise ValueError('it was trained on another text')
             batchsize = checkint('batchsize', checkpoint.facts['batchsize'], 1, MOST)
+            for count in _COUNTS:
+                checkint(count, checkpoint.facts.get(count, 0), 0, MOST)
             numseqs = -(-self.numchars // self.seq_len)
             if checkpoint.pos and checkpoint.pos >= -(-numseqs // batchsize):
                 raise ValueError(f'its position {checkpoint.pos} lies beyond an epoch')
@@ -199,7 +204,8 @@ class ModelState:
 
     def _expected(self, checkpoint):
         """Shapes and types of the arrays that the checkpoint must have; CheckpointError where it doesn't belong to this model."""
-        return MODELTYPES[self.modeltype].expected(len(self.charset), self.hyper.layers, self.hyper.state_size, self._training(checkpoint)[1])
+        hyper, batchsize = self._training(checkpoint)
+        return MODELTYPES[self.modeltype].expected(len(self.charset), hyper.layers, hyper.state_size, batchsize, hyper)
 
     def _filled(self, name, model, first=None):
         """`model` with the checkpoint called `name`, or None: with `first` or the newest whole one, or else as the seed has it.
@@ -212,13 +218,14 @@ class ModelState:
             checkpoint = self.workdir.checkpoint(name)
             arrays = self.workdir.loadarrays(checkpoint, self._expected(checkpoint))
         if checkpoint is None:
-            model.set_arrays(self._newmodel().arrays())
+            model.set_arrays(self._newmodel().arrays(), self.hyper)
             model.epoch = model.pos = 0
         else:
-            model.set_arrays(arrays)
+            hyper = self._training(checkpoint)[0]
+            model.set_arrays(arrays, hyper, **{count: checkpoint.facts.get(count, 0) for count in _COUNTS})
             model.epoch, model.pos = checkpoint.epoch, checkpoint.pos
             if name is not None or self.checkpoint is None or checkpoint.name != self.checkpoint.name:
-                self.hyper, _ = self._training(checkpoint)
+                self.hyper = hyper
         self.checkpoint = checkpoint
         return model
 
@@ -244,7 +251,7 @@ class ModelState:
         verbose: False: say nothing
 
         Every file is checked first, about a second a GB. Without a name, a damaged checkpoint is named and the newest one that is whole taken.
-        Going to another checkpoint than the one that stands brings back its learnrate, decay and regcost as well. Without any
+        Going to another checkpoint than the one that stands brings back its hyperparameters as well. Without any
         checkpoint the parameters are drawn anew from the seed. Raises CheckpointError where there is none of that name (it lists
         those that are) or it is damaged, or where none is whole, WorkDirError where the encoded text is damaged; then nothing has changed.
         """
@@ -269,13 +276,16 @@ class ModelState:
         if losskind not in KINDS:
             raise ValueError(f'losskind takes one of {", ".join(KINDS)}, got {short(losskind)}')
         self.workdir.statefile()                # none: an empty directory in the model's place, as where a disk is unplugged
-        model, arrays, before = self.model, self.model.arrays(), self.checkpoint
+        model, before = self.model, self.checkpoint
+        model.prepare(self.hyper)               # so that facts and arrays agree
+        arrays = model.arrays()
         slot = before and (before.name if before.kind == 'training' else before.facts.get('slot'))
         if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise FloatingPointError(train.diverged(self))
         self.checkpoint = self.workdir.writecheckpoint(
             loss, model.epoch, model.pos,
-            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'model': self._identity, 'slot': slot, **facts},
+            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'model': self._identity, 'slot': slot,
+             **{count: getattr(model, count) for count in _COUNTS}, **facts},
             arrays)
         if losskind == 'training':
             found, chain = {each.name: each for each in self.workdir.scan()[0]}, []
@@ -320,7 +330,8 @@ class ModelState:
         save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
         native.checkthreads(threads)
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len)
+        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, int(batchsize), self.seq_len,
+                                               self.hyper)
         self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
             native.setthreads(threads)

@@ -47,6 +47,15 @@ class Layer(ctypes.Structure):
                                                         'dX', 'dE', 'da', 'ds0', 'dU', 'dW', 'db')])
 
 
+class Optimizer(ctypes.Structure):
+    """`rngru_optimizer` of kernels/rngru.h."""
+
+    _fields_ = ([(name, ctypes.c_int) for name in ('optimizer', 'clipping')] + [('count', ctypes.c_int64)]
+                + [(name, ctypes.c_void_p) for name in ('n', 'w', 'p', 'm', 'g', 'e', 'd')]
+                + [(name, ctypes.c_double) for name in ('learnrate', 'decay', 'beta1', 'beta2', 'momentum', 'weight_decay', 'clip', 'regcost',
+                                                        'ema', 'updates', 'cacheupdates', 'norm', 'share')])
+
+
 class Sampler(ctypes.Structure):
     """`rngru_sampler` of kernels/rngru.h."""
 
@@ -160,14 +169,21 @@ def softmaxloss(S, V, c, y, gradients=None):
     return loss.value
 
 
-def rmsprop(params, caches, gradients, weightcosts, learnrate, decay, clip):
-    """One update of every parameter and cache (lists of C-contiguous arrays), in place."""
+def update(optimizer, clipping, rates, w, params, caches, gradients):
+    """One `update.Update`, in place: (norm, share).
+
+    rates: attributes of the names of `update.RATES`; w (n,): factors; params, gradients: lists of n arrays; caches: such lists by kind,
+    'm', 'g' or 'e'. All but w and gradients are C-contiguous.
+    """
     n = len(params)
-    gradients = [np.ascontiguousarray(g) for g in gradients]
-    lists = [(ctypes.c_void_p * n)(*(_address(a) for a in arrays)) for arrays in (params, caches, gradients)]
+    w, gradients = np.ascontiguousarray(w), [np.ascontiguousarray(d) for d in gradients]
+    lists = {name: (ctypes.c_void_p * n)(*map(_address, arrays)) for name, arrays in {'p': params, 'd': gradients, **caches}.items()}
     sizes = (ctypes.c_int64 * n)(*(p.size for p in params))
-    weightcosts = np.ascontiguousarray(weightcosts, np.float32)
-    _call(library().rngru_rmsprop, n, *lists, sizes, _address(weightcosts), float(learnrate), float(decay), clip)
+    pointers = {name: ctypes.addressof(each) for name, each in lists.items()}
+    call = Optimizer(optimizer=('rmsprop', 'adam', 'adamw', 'sgd').index(optimizer), clipping=('value', 'norm').index(clipping), count=n,
+                     n=ctypes.addressof(sizes), w=_address(w), **pointers, **vars(rates))
+    _call(library().rngru_update, ctypes.byref(call))
+    return call.norm, call.share
 
 
 def sample(source, layers, V, c, first, uniforms, temp, allowed, states, kept=None):
@@ -302,7 +318,7 @@ def _declare(kernels):
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     kernels.rngru_gru_forward.argtypes = kernels.rngru_gru_backward.argtypes = [ctypes.POINTER(Layer)]
     kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
-    kernels.rngru_rmsprop.argtypes = [size, pointer, pointer, pointer, pointer, pointer] + [ctypes.c_float] * 3
+    kernels.rngru_update.argtypes = [ctypes.POINTER(Optimizer)]
     kernels.rngru_sample.argtypes = kernels.rngru_sample_kept.argtypes = [ctypes.POINTER(Sampler)]
     kernels.rngru_sample_kept.restype = size
     kernels.rngru_isa.restype = ctypes.c_char_p

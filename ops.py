@@ -1,4 +1,4 @@
-"""The Theano Ops of RN-GRU: a GRU over a whole sequence, softmax with its loss, the update.
+"""The Theano Ops of RN-GRU: a GRU over a whole sequence, softmax with its loss; `update` holds the update, `sampling` the sampler.
 
 Each is coarse: one node does what hundreds of elementwise nodes (or a `scan`) would, so that a graph compiles at
 once and a step is little else than matrix products. Each computes with NumPy in `perform`, the readable truth, and in a compiled
@@ -23,9 +23,6 @@ import numpy as np
 
 import native
 from engine import Apply, Disconnected, Op, T, isdisconnected
-
-CLIP = 5.0                  # gradients are clipped to +-CLIP, element by element
-EPSILON = 1e-6              # keeps RMSProp's division finite
 
 
 def _buffer(storage, shape, dtype):
@@ -356,67 +353,3 @@ class Scale(Op):
     def perform(self, node, inputs, outputs):
         array, factor = inputs
         outputs[0][0] = array if factor == 1 else (array * factor).astype(array.dtype)
-
-
-class RMSProp(Op):
-    """One step of RMSProp on every parameter, in place, behind a gradient clipped element by element.
-
-    Inputs: learnrate, decay (scalars); weightcosts (n,), one k for each parameter; n parameters p; n caches m; n gradients g.
-    Outputs: the n parameters and the n caches, updated where they lie:
-
-        g += k p                                the gradient of k/2 * sum(p^2): added here, it costs no pass over memory
-        g  = clip(g, -5, 5)
-        m  = decay m + (1 - decay) g^2          Tieleman and Hinton 2012, lecture 6.5
-        p -= learnrate g / sqrt(m + 1e-6)
-    """
-
-    __props__ = ('n',)
-    BLOCK = 1 << 15                             # elements of a pass, so that its arrays stay in the cache
-
-    def __init__(self, n):
-        self.n = n
-        self.destroy_map = {i: [3 + i] for i in range(2 * n)}
-
-    def make_node(self, *inputs):
-        inputs = [T.as_tensor_variable(i) for i in inputs]
-        return Apply(self, inputs, [i.type() for i in inputs[3:3 + 2 * self.n]])
-
-    def perform(self, node, inputs, outputs):
-        learnrate, decay, weightcosts = inputs[:3]
-        params, caches, gradients = (inputs[3 + i * self.n:3 + (i + 1) * self.n] for i in range(3))
-        for i, (p, m, g, k) in enumerate(zip(params, caches, gradients, weightcosts)):
-            outputs[i][0], outputs[self.n + i][0] = p, m
-            if not (p.flags.c_contiguous and m.flags.c_contiguous):
-                self._update(p, m, g, learnrate, decay, k)      # flat views would be copies, and the update lost
-                continue
-            p, m, g = p.reshape(-1), m.reshape(-1), g.reshape(-1)
-            for start in range(0, len(p), self.BLOCK):
-                block = slice(start, start + self.BLOCK)
-                self._update(p[block], m[block], g[block], learnrate, decay, k)
-
-    def kernel(self, node):
-        def work(inputs, outputs):
-            params, caches, gradients = (inputs[3 + i * self.n:3 + (i + 1) * self.n] for i in range(3))
-            if inputs[2].shape != (self.n,) or any(not p.shape == m.shape == g.shape for p, m, g in zip(params, caches, gradients)):
-                raise ValueError(f'RMSProp takes {self.n} weightcosts, and a cache and a gradient of the shape of each parameter, got '
-                                 f'{inputs[2].shape} and {[a.shape for a in inputs[3:]]}')
-            if not all(a.flags.c_contiguous for a in params + caches):
-                return self.perform(node, inputs, outputs)
-            native.rmsprop(params, caches, gradients, inputs[2], inputs[0], inputs[1], CLIP)
-            for storage, value in zip(outputs, params + caches):
-                storage[0] = value
-        return work if _haskernel(node) else None
-
-    @staticmethod
-    def _update(p, m, g, learnrate, decay, k):
-        g = g + k * p if k else g
-        g = np.minimum(np.maximum(g, -CLIP), CLIP)
-        square = g * g
-        square -= m
-        square *= 1 - decay
-        m += square
-        np.add(m, EPSILON, out=square)
-        np.sqrt(square, out=square)
-        g /= square
-        g *= learnrate
-        p -= g

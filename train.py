@@ -97,6 +97,7 @@ def train(ms, num_rounds, batchsize, train_len, valid_len, print_every, clear_st
     epochsteps = data.batchepoch(batchsize)
     train_len, valid_len = train_len or epochsteps, valid_len or epochsteps
     # Compiled before anything changes, and so that the progress bar starts with the first step.
+    model.prepare(ms.hyper)
     model.trainstep, model.evaluate
     if print_every:
         model.sampletext
@@ -201,8 +202,8 @@ def _placestate(model, batchsize, clear_state):
 
 def _step(ms, batchsize, epochsteps):
     """One step; the loss before its update, nats per character."""
-    model, hyper = ms.model, ms.hyper
-    loss = model.trainstep(*ms.data.batch(model.pos, batchsize), hyper.learnrate, hyper.decay, hyper.regcost)
+    model = ms.model
+    loss, *_ = model.trainstep(*ms.data.batch(model.pos, batchsize), ms.hyper)
     if not math.isfinite(loss):
         raise FloatingPointError(diverged(ms))
     before = model.get_state()

@@ -51,11 +51,33 @@ RNGRU_API int rngru_gru_backward(const rngru_layer *layer);
 RNGRU_API int rngru_softmax_loss(int64_t M, int64_t H, int64_t V, const float *S, const float *Wv, const float *c,
                                  const int32_t *y, double *loss, float *dS, float *dV, float *dc);
 
-/* RMSProp, in place, on `count` parameters p[i] of n[i] elements with caches m[i] and gradients g[i]:
- *   g' = clip(g + weightcost[i] p, -clip, clip);  m = decay m + (1 - decay) g'^2
- *   p -= learnrate g' / sqrt(m + 1e-6)                         (not a number in, not a number out) */
-RNGRU_API int rngru_rmsprop(int64_t count, float *const *p, float *const *m, const float *const *g, const int64_t *n,
-                            const float *weightcost, float learnrate, float decay, float clip);
+enum { RNGRU_RMSPROP = 0, RNGRU_ADAM = 1, RNGRU_ADAMW = 2, RNGRU_SGD = 3 };
+enum { RNGRU_VALUE = 0, RNGRU_NORM = 1 };
+
+/* One update of `count` parameters p[i] of n[i] elements, in place, from their gradients d[i]. Of what doubles hold, what multiplies
+ * vectors is rounded to float32 first.
+ *   d += regcost w[i] p;  norm = sqrt(sum of d^2 over all)
+ *   RNGRU_VALUE: d = clip(d, -clip, clip), share = that of the elements changed
+ *   RNGRU_NORM:  d *= clip / norm and share = 1 where norm > clip, else share = 0
+ *   RNGRU_RMSPROP: m = decay m + (1 - decay) d^2;  p -= learnrate d / sqrt(m + 1e-6)
+ *   RNGRU_ADAM:    g = beta1 g + (1 - beta1) d;  m = beta2 m + (1 - beta2) d^2;  t = cacheupdates + 1
+ *                  p -= learnrate (g / (1 - beta1^t)) / (sqrt(m / (1 - beta2^t)) + 1e-8)
+ *   RNGRU_ADAMW:   p *= 1 - learnrate weight_decay w[i] before that
+ *   RNGRU_SGD:     g = momentum g + d;  p -= learnrate g
+ *   and where e is given: e += (1 - min(ema, (1 + updates) / (10 + updates))) (p - e)
+ * Not a number in, not a number out: norm, and elements of its own (RNGRU_VALUE) or all (RNGRU_NORM). */
+typedef struct rngru_optimizer {
+    int optimizer, clipping;
+    int64_t count;
+    const int64_t *n;
+    const float *w;                 /* (count): 1, or 0 where regcost and weight_decay do nothing */
+    float *const *p, *const *m, *const *g, *const *e; /* `count` of each; NULL: m of SGD, g of RMSProp; e: no averages */
+    const float *const *d;
+    double learnrate, decay, beta1, beta2, momentum, weight_decay, clip, regcost, ema, updates, cacheupdates;
+    double norm, share;             /* what it writes besides */
+} rngru_optimizer;
+
+RNGRU_API int rngru_update(rngru_optimizer *optimizer);
 
 /* Characters drawn one after another, n texts at once: each from softmax(logits / temp) behind the one before, the
  * first index in 0 .. N - 1 at which the cumulated softmax (float64) exceeds the step's uniform. */

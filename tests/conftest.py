@@ -157,3 +157,10 @@ def perform(op, *values):
     storage = [[None] for _ in node.outputs]
     op.perform(node, values, storage)
     return [s[0] for s in storage]
+
+
+def rates(**given):
+    """The rates that an Update Op takes; 0 where none is given."""
+    from update import RATES
+    assert set(given) <= set(RATES)
+    return np.array([given.get(name, 0.0) for name in RATES], 'float64')

@@ -46,7 +46,9 @@ def test_signatures_are_those_of_the_contract():
         return {name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
     assert defaults(ModelState.initfromsrcfile) == {'modeltype': 'GRUEncode', 'seq_len': 100, 'init_checkpoint': True, 'encoding': None,
                                                     'seed': None, 'verbose': True}
-    assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0}
+    assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0, 'optimizer': 'rmsprop',
+                                     'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01, 'clipping': 'value', 'clip': 5.0,
+                                     'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
     assert defaults(generatestring) == {'numchars': 100, 'temp': 0.5}
@@ -175,6 +177,83 @@ def test_a_learnrate_set_before_anything_is_read_stands(srcfile):
     assert ms.hyper.learnrate == 0.25
 
 
+# --- The optimizer ----------------------------------------------------------------------------------------------------
+
+def test_another_optimizer_is_kept_with_its_caches_and_goes_on_as_if_never_left(srcfile):
+    ms, straight = make(srcfile), make(srcfile, 'straight')
+    for each in (ms, straight):
+        each.trainmodel(train_len=3, valid_len=1, print_every=0)
+        each.hyper.optimizer, each.hyper.ema, each.hyper.clipping, each.hyper.clip = 'adam', 0.9, 'norm', 0.3
+    before = ms.model.get_params()
+    ms.trainmodel(train_len=4, valid_len=1, print_every=0)
+    straight.trainmodel(train_len=6, valid_len=1, print_every=0)
+    facts = ms.checkpoint.facts
+    assert (facts['updates'], facts['cacheupdates'], facts['hyper']['optimizer'], facts['hyper']['ema']) == (7, 4, 'adam', 0.9)
+    ms = ModelState.load(srcfile.parent / 'work')
+    assert (ms.hyper.optimizer, ms.model.updates, ms.model.cacheupdates) == ('adam', 7, 4)
+    ms.trainmodel(train_len=2, valid_len=1, print_every=0)
+    for name, value in straight.model.arrays().items():
+        np.testing.assert_array_equal(ms.model.arrays()[name], value, err_msg=name)
+    assert {'gV', 'mV', 'eV'} < set(ms.model.arrays()) and not np.array_equal(before['V'], ms.model.get_params()['V'])
+
+
+def test_restore_goes_back_to_another_optimizers_checkpoint_and_its_caches(srcfile):
+    ms = make(srcfile)
+    ms.trainmodel(train_len=3, valid_len=1, print_every=0)
+    before, name, text = ms.model.arrays(), ms.checkpoint.name, ms.sample(40, seed=1)
+    ms.hyper.optimizer, ms.hyper.ema, ms.hyper.learnrate = 'sgd', 0.5, 0.5
+    ms.trainmodel(train_len=3, valid_len=1, print_every=0)
+    assert ms.sample(40, seed=1) != text
+    ms.restore(name)
+    assert (ms.hyper.optimizer, ms.hyper.ema, ms.model.updates, ms.model.cacheupdates) == ('rmsprop', 0, 3, 3)
+    assert ms.model.arrays().keys() == before.keys() and all(np.array_equal(value, before[key]) for key, value in ms.model.arrays().items())
+    assert ms.sample(40, seed=1) == text
+    ms.restore('latest')
+    assert (ms.hyper.optimizer, ms.model.updates, ms.model.cacheupdates) == ('sgd', 6, 3) and 'mV' not in ms.model.arrays()
+
+
+def test_a_change_of_optimizer_holds_from_the_next_training_on_and_is_said(srcfile, monkeypatch, capsys):
+    ms = make(srcfile)
+    ms.trainmodel(train_len=1, valid_len=1, print_every=0)
+    ms.hyper.optimizer = 'adamw'
+    assert 'mV' in ms.model.arrays() and 'gV' not in ms.model.arrays()
+    ms.restore()                                # of the same checkpoint: the change stands
+    assert ms.hyper.optimizer == 'adamw'
+    monkeypatch.setattr(report, 'verbose', True)
+    for lines in (1, 0):
+        capsys.readouterr()
+        ms.trainmodel(train_len=1, valid_len=1, print_every=0)
+        assert capsys.readouterr().out.count('The optimizer is adamw now') == lines
+
+
+def test_a_checkpoint_written_between_a_change_and_a_training_can_be_restored(srcfile):
+    ms = make(srcfile)
+    ms.hyper.optimizer, ms.hyper.ema = 'adam', 0.9
+    ms._writecheckpoint(3.0, 'validation')
+    again = ModelState.load(srcfile.parent / 'work')
+    assert again.model.arrays().keys() == ms.model.arrays().keys() and again.hyper.optimizer == 'adam'
+
+
+def test_without_a_checkpoint_the_seed_gives_the_orthogonal_parameters_back(srcfile):
+    ms = make(srcfile, init_checkpoint=False, init='orthogonal', optimizer='adam', ema=0.5)
+    before = ms.model.arrays()
+    again = ModelState.load(srcfile.parent / 'work')
+    again.restore()
+    assert all(np.array_equal(value, before[key]) for key, value in again.model.arrays().items())
+    W = before['W0'][:, :8]
+    np.testing.assert_allclose(W.T @ W, np.eye(8), atol=1e-6)
+
+
+@pytest.mark.parametrize('count', [-1, 1.5, 'x', None])
+@pytest.mark.parametrize('name', ['updates', 'cacheupdates'])
+def test_a_checkpoint_whose_count_of_updates_is_none_is_passed_over(srcfile, name, count):
+    ms = make(srcfile)
+    good = ms.checkpoint.name
+    ms._writecheckpoint(3.0, 'validation', **{name: count})
+    with pytest.warns(UserWarning, match=name):
+        assert ModelState.load(srcfile.parent / 'work').checkpoint.name == good
+
+
 # --- Text -------------------------------------------------------------------------------------------------------------
 
 def test_sample_has_exactly_numchars_characters_and_repeats_with_its_seed(srcfile):
@@ -243,6 +322,9 @@ HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeE
          ({'seed': 1.5}, TypeError, '1.5'), ({'seq_len': 0}, ValueError, '0'), ({'seq_len': 'x'}, TypeError, 'x'),
          ({'modeltype': 'GRUencode'}, ValueError, 'GRUEncode'), ({'modeltype': None}, ValueError, 'None'),
          ({'encoding': 'utf-9'}, LookupError, 'utf-9'), ({'seq_len': 10 ** 6}, ValueError, '1000000'),
+         ({'optimizer': 'adamm'}, ValueError, 'did you mean adam'), ({'momentum': 0.5}, ValueError, "optimizer='sgd'"),
+         ({'optimizer': 'adam', 'decay': 0.9}, ValueError, "optimizer='rmsprop'"), ({'optimizer': 'sgd', 'beta1': 1}, ValueError, 'below 1'),
+         ({'optimizer': 'adam', 'weight_decay': 0.1}, ValueError, "optimizer='adamw'"), ({'clip': 0}, ValueError, 'more than 0'),
          ({'learnrate': 10 ** 400}, ValueError, 'inf'), ({'layers': 100, 'state_size': 100_000}, MemoryError, '100 x 100000')]
 
 
@@ -344,7 +426,13 @@ def test_hyper_refuses_wrong_names_and_values_when_assigned(srcfile):
         ms.hyper.learnrate = -1
     with pytest.raises(AttributeError, match='state_size is 8'):
         ms.hyper.state_size = 16
+    with pytest.raises(AttributeError, match='init is uniform'):
+        ms.hyper.init = 'orthogonal'
     assert ms.hyper == HyperParams(state_size=8)
+    for name, value in (('state_size', 16), ('init', 'orthogonal'), ('valid_frac', 0.1)):
+        with pytest.raises(ValueError, match=f'{name} is .* for good, got {value}'):
+            ms.hyper = HyperParams(**{'state_size': 8, name: value})
+    ms.hyper = HyperParams(state_size=8, optimizer='adam', momentum=0.5)
 
 
 @pytest.mark.parametrize('facts', [{}, {'modeltype': 'LSTM'}, {'modeltype': 'GRUEncode', 'hyper': {'layers': 'x'}}, {'modeltype': 3}])

@@ -19,10 +19,12 @@ import native
 import ops
 import report
 import sampling
-from conftest import ROOT, perform, symbol
+from conftest import ROOT, perform, rates, symbol
 from engine import T, theano
+from hyperparams import HyperParams
 from layers import MODELTYPES
 from rn_rnn_char import ModelState
+from update import CACHES, RATES, Update
 
 SOURCES = ('vectors', 'onehot', 'encoded')
 SIZES = [1, 15, 16, 17, 63, 64, 65, 100, 256]
@@ -76,11 +78,15 @@ def losscase(T=3, B=2, H=16, V=5, seed=0, scale=1.0):
             rng.randint(0, V, (T, B)).astype('int32')]
 
 
-def updatecase(shapes, seed=0, scale=1.0):
+def updatecase(shapes, seed=0, scale=1.0, optimizer='rmsprop', averaged=False, **given):
+    """Inputs of an Update Op; gradients within +-4 scale, a regcost in half of the cases."""
     rng = np.random.RandomState(seed)
-    params, caches, gradients = ([uniform(rng, *shape) for shape in shapes] for _ in range(3))
-    return [np.float32(0.01), np.float32(0.95), uniform(rng, len(shapes)) * np.float32(rng.rand() < 0.5),
-            *params, *(abs(m) for m in caches), *(np.float32(scale) * 4 * g for g in gradients)]
+    params, *caches, gradients = ([uniform(rng, *shape) for shape in shapes] for _ in range(2 + len(CACHES[optimizer]) + averaged))
+    if 'm' in CACHES[optimizer]:
+        caches[0] = [abs(m) for m in caches[0]]
+    given = {'learnrate': 0.01, 'decay': 0.95, 'beta1': 0.9, 'beta2': 0.99, 'momentum': 0.8, 'weight_decay': 0.3, 'ema': 0.9,
+             'regcost': float(rng.rand() < 0.5), 'clip': 5, 'cacheupdates': 3, 'updates': 40, **given}
+    return [rates(**given), uniform(rng, len(shapes)), *params, *sum(caches, []), *(np.float32(scale) * 4 * d for d in gradients)]
 
 
 # --- How they are called ----------------------------------------------------------------------------------------
@@ -234,48 +240,47 @@ def test_loss_of_more_rows_than_a_pass_agrees_with_numpy():
     assert_close(fenced_kernel(ops.SoftmaxLoss(True), inputs), truth(ops.SoftmaxLoss(True), inputs), atol=1e-9)
 
 
-def updated(inputs, work):
-    """(outputs, params and caches as they lie) behind an update of copies in the inputs' own layouts."""
-    n = (len(inputs) - 3) // 3
-    outputs = work(ops.RMSProp(n), inputs)
-    for output, array in zip(outputs, inputs[3:3 + 2 * n]):
-        assert np.shares_memory(output, array)
-    return inputs[3:3 + 2 * n]
+RULES = [(optimizer, clipping, averaged) for optimizer in CACHES for clipping in ('value', 'norm') for averaged in (False, True)]
+eachrule = pytest.mark.parametrize('optimizer, clipping, averaged', RULES)
 
 
 @needskernels
-@some
+@eachrule
+@settings(max_examples=10, deadline=None)
 @given(shapes=st.lists(st.lists(st.sampled_from([1, 2, 3, 16, 17, 65]), min_size=1, max_size=2), min_size=1, max_size=4),
-       layouts=st.lists(st.sampled_from(LAYOUTS[:-1]), min_size=12, max_size=12), scale=st.sampled_from([1e-3, 1, 100]), seed=st.integers(0, 9999))
-def test_update_agrees_with_numpy_on_any_shape_and_layout(shapes, layouts, scale, seed):
-    inputs = updatecase(shapes, seed, scale)
-    expected = [i.astype('float64') for i in inputs]
-    expected = updated(expected, lambda op, values: perform(op, *values))
-    inputs[3:] = [laid_out(i, layout) for i, layout in zip(inputs[3:], layouts)]
+       layouts=st.lists(st.sampled_from(LAYOUTS[:-1]), min_size=20, max_size=20), scale=st.sampled_from([1e-3, 1, 100]), seed=st.integers(0, 9999))
+def test_update_agrees_with_numpy_on_any_shape_and_layout(optimizer, clipping, averaged, shapes, layouts, scale, seed):
+    inputs, n = updatecase(shapes, seed, scale, optimizer, averaged), len(shapes)
+    op = Update(optimizer, clipping, averaged, n)
+    expected = perform(op, *(i.astype('float64') for i in inputs))
+    inputs[2:] = [laid_out(i, layout) for i, layout in zip(inputs[2:], layouts)]
     kept = [i.copy() for i in inputs]
-    assert_close(updated(inputs, kernel), expected, atol=1e-7)
-    n = len(shapes)
-    for now, then in zip(inputs[:3] + inputs[3 + 2 * n:], kept[:3] + kept[3 + 2 * n:]):
+    got = kernel(op, inputs)
+    for output, array in zip(got, inputs[2:-n]):
+        assert np.shares_memory(output, array)
+    assert_close(got, expected, atol=1e-7)
+    for now, then in zip(inputs[:2] + inputs[-n:], kept[:2] + kept[-n:]):
         np.testing.assert_array_equal(now, then)
 
 
 @needskernels
+@pytest.mark.parametrize('optimizer, clipping, averaged', [('rmsprop', 'value', False), ('adamw', 'norm', True), ('sgd', 'value', True)])
 @pytest.mark.parametrize('size', [1, 7, 4095, 4096, 4097, 70001])
-def test_update_writes_its_arrays_and_nothing_beside_them(size):
-    rng = np.random.RandomState(1)
-    memory = np.full((2, size + 160), 12345, 'float32')
-    p, m = memory[:, 81:-79]
-    p[:], m[:], g = uniform(rng, size), abs(uniform(rng, size)), uniform(rng, size, scale=9)
-    k = np.float32([0.1])
-    p64, m64 = p.astype('float64'), m.astype('float64')
-    clipped = np.clip(g.astype('float64') + float(k[0]) * p64, -5, 5)
-    decay, rate = float(np.float32(0.9)), float(np.float32(0.01))
-    m64 = decay * m64 + (1 - decay) * clipped ** 2
-    p64 = p64 - rate * clipped / np.sqrt(m64 + 1e-6)
-    kernel(ops.RMSProp(1), [np.float32(0.01), np.float32(0.9), k, p, m, g])
-    np.testing.assert_allclose(p, p64, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(m, m64, rtol=1e-5)
+def test_update_writes_its_arrays_and_nothing_beside_them(size, optimizer, clipping, averaged):
+    """Against `perform` in float64, between numbers that stay; the share by counting."""
+    op, inputs = Update(optimizer, clipping, averaged, 1), updatecase([(size,)], 1, 2, optimizer, averaged, regcost=0.1)
+    memory = np.full((op.kinds, size + 160), 12345, 'float32')
+    for i, row in enumerate(memory):
+        row[81:-79] = inputs[2 + i]
+        inputs[2 + i] = row[81:-79]
+    slopes = inputs[-1].astype('float64') + 0.1 * inputs[1].astype('float64') * inputs[2]
+    expected = perform(op, *(i.astype('float64') for i in inputs))
+    got = kernel(op, inputs)
+    for g, e in zip(got, expected):
+        np.testing.assert_allclose(g, e, rtol=3e-5, atol=1e-6)
     assert (memory[:, :81] == 12345).all() and (memory[:, -79:] == 12345).all()
+    np.testing.assert_allclose(got[-2], (slopes ** 2).sum() ** 0.5, rtol=1e-6)
+    assert got[-1] == ((np.abs(slopes) > 5).mean() if clipping == 'value' else (slopes ** 2).sum() > 25)
 
 
 @needskernels
@@ -411,8 +416,10 @@ def test_loss_of_certainty_and_of_the_impossible():
 @needskernels
 @pytest.mark.parametrize('g', [1e30, -1e30, np.inf, -np.inf, 1e-40, 0])
 def test_update_of_huge_and_tiny_gradients_is_clipped(g):
-    inputs = [np.float32(0.1), np.float32(0.5), np.float32([0]), np.ones(9, 'float32'), np.full(9, 2, 'float32'), np.full(9, g, 'float32')]
-    p, m = kernel(ops.RMSProp(1), inputs)
+    inputs = [rates(learnrate=0.1, decay=0.5, clip=5), np.float32([0]), np.ones(9, 'float32'), np.full(9, 2, 'float32'), np.full(9, g, 'float32')]
+    p, m, norm, share = kernel(Update('rmsprop', 'value', False, 1), inputs)
+    assert share == (abs(g) > 5)
+    np.testing.assert_allclose(norm, 0 if abs(g) < 1e-38 else 3 * abs(float(np.float32(g))), rtol=1e-6)
     clipped = min(max(g, -5), 5)
     np.testing.assert_allclose(m, np.full(9, 1 + clipped ** 2 / 2), rtol=1e-6)
     np.testing.assert_allclose(p, np.full(9, 1 - 0.1 * clipped / np.sqrt(1 + clipped ** 2 / 2 + 1e-6)), rtol=1e-6)
@@ -474,14 +481,14 @@ def test_nan_and_infinity_come_out_of_the_loss_where_numpy_has_nan(gradients, va
 
 
 @needskernels
-@pytest.mark.parametrize('which', range(6))
-def test_nan_comes_out_of_the_update_where_numpy_has_it(which):
-    inputs = updatecase([(19,)])
-    inputs[2] = np.float32([0.1])
-    inputs[which] = np.array(inputs[which])
-    inputs[which].flat[0] = np.nan
-    expected = perform(ops.RMSProp(1), *(i.copy() for i in inputs))
-    same_nans(kernel(ops.RMSProp(1), inputs), expected)
+@eachrule
+@pytest.mark.parametrize('which', ['learnrate', 'regcost', 1, 2, 3, -1])
+def test_nan_comes_out_of_the_update_where_numpy_has_it(which, optimizer, clipping, averaged):
+    inputs = updatecase([(19,)], 0, 1, optimizer, averaged, regcost=0.1)
+    inputs[0 if isinstance(which, str) else which].flat[RATES.index(which) if isinstance(which, str) else 0] = np.nan
+    op = Update(optimizer, clipping, averaged, 1)
+    expected = perform(op, *(i.copy() for i in inputs))
+    same_nans(kernel(op, inputs), expected)
 
 
 # --- Which nodes they compute -----------------------------------------------------------------------------------
@@ -510,9 +517,10 @@ def test_other_types_of_numbers_and_of_indices_fall_back_to_numpy(op, case):
 @needskernels
 def test_an_update_of_other_types_falls_back_to_numpy():
     case = updatecase([(3,), (2, 2)])
-    op = ops.RMSProp(2)
+    op = Update('rmsprop', 'value', False, 2)
     assert op.kernel(op.make_node(*map(symbol, case))) is not None
-    for i in range(len(case)):
+    assert op.kernel(op.make_node(*map(symbol, [np.float32(case[0]), *case[1:]]))) is None
+    for i in range(1, len(case)):
         mixed = list(case)
         mixed[i] = np.asarray(mixed[i], 'float64')
         assert op.kernel(op.make_node(*map(symbol, mixed))) is None
@@ -531,7 +539,7 @@ def test_a_compiled_function_takes_every_type(real, index):
 def test_without_kernels_every_node_falls_back_to_numpy(monkeypatch):
     monkeypatch.setattr(native, 'library', lambda: None)
     for op, case in ((ops.GRU(), grucase('vectors')), (ops.GRUGrad(), gradcase('vectors')), (ops.SoftmaxLoss(True), losscase()),
-                     (ops.RMSProp(1), updatecase([(2,)]))):
+                     (Update('rmsprop', 'value', False, 1), updatecase([(2,)]))):
         assert op.kernel(op.make_node(*map(symbol, case))) is None
 
 
@@ -574,7 +582,7 @@ def untouched(monkeypatch):
     """The library may not be called."""
     def touched(*arguments):
         raise AssertionError('memory was touched')
-    for name in ('gruforward', 'grubackward', 'softmaxloss', 'rmsprop'):
+    for name in ('gruforward', 'grubackward', 'softmaxloss', 'update'):
         monkeypatch.setattr(native, name, touched)
 
 
@@ -610,12 +618,15 @@ def test_gradients_refuse_characters_out_of_range(untouched, source, character):
 
 
 @needskernels
-@pytest.mark.parametrize('which, shape', [(2, (1,)), (3, (2, 3)), (5, (2, 3)), (5, (4, 4)), (7, (2, 3)), (7, (4, 4)), (7, (3, 1))])
-def test_an_update_refuses_wrong_shapes(untouched, which, shape):
-    """Inputs: learnrate, decay, weightcosts (2,), params (3, 3), (2,), caches, gradients."""
-    inputs = changed(updatecase([(3, 3), (2,)]), which, shape)
-    with pytest.raises(ValueError):
-        kernel(ops.RMSProp(2), inputs)
+@pytest.mark.parametrize('which, shape', [(0, (10,)), (1, (1,)), (1, (3,)), (2, (2, 3)), (4, (2, 3)), (4, (4, 4)), (8, (2, 3)), (10, (2, 3)),
+                                          (10, (4, 4)), (10, (3, 1))])
+def test_an_update_refuses_wrong_shapes_as_numpy_refuses_them(untouched, which, shape):
+    """Inputs: rates (11,), factors (2,), params (3, 3), (2,), two caches, averages, gradients."""
+    op, inputs = Update('adam', 'value', True, 2), changed(updatecase([(3, 3), (2,)], 0, 1, 'adam', True), which, shape)
+    for work in kernel, lambda op, inputs: perform(op, *inputs):
+        with pytest.raises(ValueError, match='Update takes') as raised:
+            work(op, inputs)
+        assert '\n' not in str(raised.value)
 
 
 EMPTY = '''
@@ -653,7 +664,8 @@ def large():
         yield ops.GRUGrad(source), gradcase(source, T=6, B=13, H=65, K=37, V=40)
     yield ops.SoftmaxLoss(False), losscase(T=10, B=13, H=65, V=67)
     yield ops.SoftmaxLoss(True), losscase(T=10, B=13, H=65, V=67)
-    yield ops.RMSProp(3), updatecase([(100, 301), (17,), (50, 50)])
+    for rule in RULES:
+        yield Update(*rule, 3), updatecase([(100, 301), (17,), (50, 50)], 0, 1, rule[0], rule[2], regcost=0.1)
 
 
 def bits(op, inputs):
@@ -847,8 +859,8 @@ def test_training_and_set_params_between_texts_are_seen(modeltype):
     uniforms, allowed, s0 = rng.rand(80), np.ones(20, 'int8'), np.zeros((2, 24), 'float32')
     x = rng.randint(0, 20, (6, 1)).astype('int32')
     other, seen = MODELTYPES[modeltype](20, 2, 24, 2).get_params(), []
-    for change in (lambda: None, lambda: model.trainstep(x, x[::-1].copy(), 0.05, 0.9, 0.1), lambda: model.set_params(other),
-                   lambda: model.params['V'].set_value(-9 * other['V']), lambda: model.trainstep(x, x[::-1].copy(), 0.1, 0.9, 0)):
+    for change in (lambda: None, lambda: model.trainstep(x, x[::-1].copy(), HyperParams(learnrate=0.05, regcost=0.1)), lambda: model.set_params(other),
+                   lambda: model.params['V'].set_value(-9 * other['V']), lambda: model.trainstep(x, x[::-1].copy(), HyperParams(learnrate=0.1))):
         change()
         drawn, state = model.sampletext(3, uniforms, 0.7, allowed, s0)
         want, _ = perform(sampling.SampleText(modeltype == 'GRUEncode'), np.int32(3), uniforms, np.float64(0.7), allowed, s0,
@@ -1037,7 +1049,7 @@ STANDIN = '''
 API int rngru_gru_forward(void*) { return 0; }
 API int rngru_gru_backward(void*) { return 0; }
 API int rngru_softmax_loss() { return 0; }
-API int rngru_rmsprop() { return 0; }
+API int rngru_update() { return 0; }
 API int rngru_sample() { return 0; }
 API long long rngru_sample_kept() { return 0; }
 API const char* rngru_isa() { return NAME; }

@@ -92,6 +92,24 @@ def test_a_run_killed_and_resumed_is_the_run_left_alone(tmp_path, kernels):
     killed(tmp_path, 3, 160, random.Random(4), RN_GRU_KERNELS=kernels)
 
 
+@pytest.mark.parametrize('hyper', [{'optimizer': 'adam', 'ema': 0.99, 'clipping': 'norm', 'clip': 0.2}, {'optimizer': 'sgd', 'learnrate': 0.1},
+                                   {'optimizer': 'adamw', 'weight_decay': 0.1, 'clip': 0.01, 'init': 'orthogonal'}], ids=lambda hyper: hyper['optimizer'])
+def test_twice_50_steps_in_two_processes_are_100_in_one_bit_for_bit(tmp_path, hyper):
+    (tmp_path / 'text.txt').write_text(TEXT)
+    for name in 'straight', 'halves':
+        ModelState.initfromsrcfile(tmp_path / 'text.txt', tmp_path / name, seq_len=10, state_size=8, layers=2, seed=1, regcost=0.1, **hyper)
+    for name, total, threads in ('straight', 100, 1), ('halves', 50, 2), ('halves', 100, 1):
+        process = trainer(tmp_path / name, total, threads=threads)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+    one, two = ModelState.load(tmp_path / 'straight'), ModelState.load(tmp_path / 'halves')
+    for name, value in one.model.arrays().items():
+        np.testing.assert_array_equal(two.model.arrays()[name], value, err_msg=name)
+    assert one.checkpoint.loss == two.checkpoint.loss and one.sample(50, seed=1) == two.sample(50, seed=1)
+    assert (one.model.updates, one.model.cacheupdates) == (two.model.updates, two.model.cacheupdates) == (100, 100)
+    assert one.hyper == two.hyper and 'eV' in one.model.arrays() if 'ema' in hyper else 'gV' in one.model.arrays()
+
+
 @pytest.mark.long
 def test_200_kills_at_random_moments_lose_nothing_and_change_nothing(tmp_path):
     start = time.monotonic()
