@@ -359,7 +359,7 @@ class ModelState:
         train_len      steps in a round (a step is one batch of sequences); 0: ms.data.batchepoch(batchsize), an epoch; with minutes, a tenth of
                        the run or more
         valid_len      steps of validation, on the text that comes next, which the model saw longest ago; 0: an epoch's, which costs
-                       about a third of an epoch's training (with minutes, at most a tenth of it). With valid_frac it is left out:
+                       about a third of an epoch's training (with minutes, a twentieth of the time at most). With valid_frac it is left out:
                        validation is on all of the held-out part then
         print_every    steps between samples of 100 characters, counted across rounds, the first one before the first step; 0: none
         clear_state    start from a zero hidden state, at the position reached

@@ -149,18 +149,18 @@ def resumed(ms, asked):
 
 
 def planned(run, seconds, stepseconds, validationseconds, validationsteps):
-    """`run` with as many steps as `seconds` allow, and, where nothing else was asked for, rounds whose validations take a tenth of them at most.
+    """`run` with as many steps as `seconds` allow, and, where nothing else was asked for, rounds whose validations take a twentieth of them at most.
 
     validationseconds: of a validation of `validationsteps`, all of the held-out part or, where there is none, an epoch
     """
     if not run.bestlast:                # validated on the steps behind a round
         one = validationseconds / validationsteps
-        run = replace(run, valid_len=run.valid_len or min(validationsteps, max(int(seconds / 10 / MOSTROUNDS / one), 1)))
+        run = replace(run, valid_len=run.valid_len or min(validationsteps, max(int(seconds / 20 / MOSTROUNDS / one), 1)))
         validationseconds = run.valid_len * one
     if run.train_len:
         rounds = max(math.ceil(seconds / (run.train_len * stepseconds + validationseconds)), 1)
     else:
-        rounds = max(min(int(seconds / 10 / validationseconds), MOSTROUNDS), 1)
+        rounds = max(min(int(seconds / 20 / validationseconds), MOSTROUNDS), 1)
     steps = max(int((seconds - rounds * validationseconds) / stepseconds), 1)
     return _checked(replace(run, steps=steps, train_len=run.train_len or -(-steps // rounds)))
 
