@@ -11,6 +11,7 @@ import numpy as np
 import history
 import native
 import report
+import saving
 from advice import Advisor
 from errors import CheckpointError, WorkDirError, reason
 from generate import Stream
@@ -88,7 +89,7 @@ class Saver:
         """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
         self.flush(sync=True)
         try:
-            checkpoint = self.ms._writecheckpoint(loss, losskind, run=self.run.facts(), **facts)
+            checkpoint = saving.write(self.ms, loss, losskind, run=self.run.facts(), **facts)
         except (OSError, MemoryError, WorkDirError) as error:
             self.error = error
             report.warn(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
@@ -212,7 +213,7 @@ def _endonbest(ms, run, saver):
     if best is None or saver.error or best.name == ms.checkpoint.name:
         return
     try:
-        ms._filled(best.name, ms.model)
+        saving.filled(ms, best.name, ms.model)
     except (OSError, WorkDirError) as error:
         report.warn(f'The best checkpoint could not be read ({reason(error)}): the model stays as it was last.')
         return
@@ -230,12 +231,6 @@ def _change(kind, before, loss):
 
 def _count(number, thing):
     return f'{number:,} {thing}{"s" * (number != 1)}'
-
-
-def diverged(ms):
-    """The sentence for a network whose numbers are none any more."""
-    return (f'the training has diverged at epoch {ms.model.epoch}, position {ms.model.pos}: go on from the last checkpoint, or '
-            f'ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')
 
 
 def lossline(loss):
@@ -274,7 +269,7 @@ def _step(ms, run, epochsteps, saver, advisor):
     learnrate, start = run.learnrate(ms.hyper.learnrate), time.perf_counter()
     loss, gradnorm, clipped = model.trainstep(*batch, ms.hyper, learnrate)
     if not math.isfinite(loss):
-        raise FloatingPointError(diverged(ms))
+        raise FloatingPointError(saving.diverged(ms))
     before = model.get_state()
     model.pos, model.epoch, state = advance(model.pos, model.epoch, before, epochsteps)
     if state is not before:

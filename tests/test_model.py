@@ -13,6 +13,7 @@ import pytest
 import engine
 import model
 import report
+import saving
 from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
 
 ROOT = Path(__file__).parent.parent
@@ -230,7 +231,7 @@ def test_a_change_of_optimizer_holds_from_the_next_training_on_and_is_said(srcfi
 def test_a_checkpoint_written_between_a_change_and_a_training_can_be_restored(srcfile):
     ms = make(srcfile)
     ms.hyper.optimizer, ms.hyper.ema = 'adam', 0.9
-    ms._writecheckpoint(3.0, 'validation')
+    saving.write(ms, 3.0, 'validation')
     again = ModelState.load(srcfile.parent / 'work')
     assert again.model.arrays().keys() == ms.model.arrays().keys() and again.hyper.optimizer == 'adam'
 
@@ -250,7 +251,7 @@ def test_without_a_checkpoint_the_seed_gives_the_orthogonal_parameters_back(srcf
 def test_a_checkpoint_whose_count_of_updates_is_none_is_passed_over(srcfile, name, count):
     ms = make(srcfile)
     good = ms.checkpoint.name
-    ms._writecheckpoint(3.0, 'validation', **{name: count})
+    saving.write(ms, 3.0, 'validation', **{name: count})
     with pytest.warns(UserWarning, match=name):
         assert ModelState.load(srcfile.parent / 'work').checkpoint.name == good
 
@@ -572,7 +573,7 @@ def losses(ms, *values):
     for pos, value in enumerate(values, 1):
         ms.model.pos = pos
         loss, kind = value if isinstance(value, tuple) else (value, 'validation')
-        ms._writecheckpoint(loss, kind)
+        saving.write(ms, loss, kind)
 
 
 def test_checkpoints_show_themselves_as_a_table_with_the_best_starred(srcfile):

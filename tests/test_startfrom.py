@@ -305,7 +305,7 @@ def test_failing_in_mid_start_leaves_the_disk(encode, tmp_path, monkeypatch):
 
     def interrupt(*args):
         raise KeyboardInterrupt
-    for where, name in ((model, 'encodefile'), (model, 'savefacts'), (model.startfrom, 'takeover'), (ModelState, '_writecheckpoint')):
+    for where, name in ((model, 'encodefile'), (model, 'savefacts'), (model.startfrom, 'takeover'), (model.saving, 'write')):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
