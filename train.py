@@ -73,6 +73,7 @@ class Saver:
         """Write the history's rows; where the disk refuses, they wait for the next time."""
         self.flushed = time.monotonic()
         try:
+            self.ms.workdir.statefile()         # none: an empty directory in the model's place, as where a disk is unplugged
             self.history.flush(sync)
             self.historyerror = None
         except (OSError, WorkDirError) as error:
@@ -135,7 +136,8 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep):
     _placestate(model, run.batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:]
     if newest and newest[0].counter > (ms.checkpoint.counter if ms.checkpoint else 0):
-        report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer checkpoint, {newest[0].name}.')
+        report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer '
+                   f'checkpoint, {newest[0].name}.')
     _heading(ms, run, epochsteps)
     saver = Saver(ms, run, save_every, keep)
     try:
@@ -185,11 +187,11 @@ def _rounds(ms, run, print_every, epochsteps, interrupts, saver):
         loss = None if interrupts.asked else _validate(ms, run, epochsteps, interrupts, saver, title)
         if interrupts.asked:
             stopped = f'Stopped in round {run.validated + 1}, after {_count(run.round - run.left, "step")} of {run.round:,}'
+            howon = '\nresume=True (on the command line --resume) finishes the run.' if run.done else ''
             if not saver.losses:
-                report.say(f'{stopped}: nothing has changed since the last checkpoint.')
+                report.say(f'{stopped}: nothing has changed since the last checkpoint.{howon}')
             elif checkpoint := saver.writetraining():
-                report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}\n'
-                           'ms.trainmodel(resume=True) finishes the run.')
+                report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}{howon}')
             return
         run.validate(loss)
         trainloss = float(np.mean(losses)) if losses else math.nan      # none: broken off between the last step and the validation
@@ -321,13 +323,15 @@ def _measure(ms, batchsize):
     model, hyper = ms.model, ms.hyper
     arrays, counts = model.arrays(), (model.updates, model.cacheupdates)
     model.set_state(np.zeros((model.layers, batchsize, model.state_size), np.float32))
-    batch = ms.data.batch(0, batchsize)
     state = model.get_state()
     steps, validations = [], []
+
+    def batch():
+        return ms.data.batch(0, batchsize)
     try:
         start = time.perf_counter()
         while len(steps) < 4 or time.perf_counter() - start < MEASURE:
-            for times, work in (steps, lambda: model.trainstep(*batch, hyper)), (validations, lambda: model.evaluate(*batch, state)):
+            for times, work in (steps, lambda: model.trainstep(*batch(), hyper)), (validations, lambda: model.evaluate(*batch(), state)):
                 before = time.perf_counter()
                 work()
                 times.append(time.perf_counter() - before)

@@ -51,7 +51,8 @@ def test_signatures_are_those_of_the_contract():
                                      'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01, 'clipping': 'value', 'clip': 5.0,
                                      'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
-                                               'clear_state': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
+                                               'clear_state': False, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
+                                               'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
     for writer in (generatestring, ModelState.sample, ModelState.stream):
         assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
                                     'until': None, 'n': None, 'state': None}
@@ -556,13 +557,13 @@ def test_a_checkpoint_of_another_network_is_passed_over(trained, srcfile):
     other.trainmodel(num_rounds=3, train_len=1, valid_len=1, print_every=0)
     for name in (other.checkpoint.name, other.checkpoint.arrays):
         (trained.workdir.path / name).write_bytes((other.workdir.path / name).read_bytes())
-    with pytest.warns(UserWarning, match='2 x 8'):
+    with pytest.warns(UserWarning, match='layers=2'):
         ms = ModelState.load(trained.workdir.path)
     assert ms.hyper.layers == 1 and ms.checkpoint == trained.checkpoint
-    with pytest.warns(UserWarning, match='2 x 8'):
+    with pytest.warns(UserWarning, match='layers=2'):
         ms.restore()
     assert ms.model.pos == 2
-    with pytest.raises(RNGRUError, match='2 x 8'):
+    with pytest.raises(RNGRUError, match='layers=2'):
         ms.restore(other.checkpoint.name)
 
 

@@ -12,7 +12,7 @@ import engine
 import model
 import report
 from conftest import naive_logits
-from rn_rnn_char import ModelState, RNGRUError
+from rn_rnn_char import HyperParams, ModelState, RNGRUError
 
 ROOT = Path(__file__).parent.parent
 FIRST, SECOND = 'bd\ndb\nbbdd\n' * 20, 'cab\nac\n' * 30
@@ -129,7 +129,7 @@ def test_the_first_checkpoint_holds_the_loss_of_the_starting_parameters(tmp_path
 def test_shape_and_hyperparameters_are_the_others_but_for_those_given(first, tmp_path):
     second = make(tmp_path, SECOND, 'second', start_from=first.workdir.path, decay=0.8)
     assert second.modeltype == first.modeltype
-    assert second.hyper.facts() == {'layers': 2, 'state_size': 4, 'learnrate': 0.02, 'decay': 0.8, 'regcost': 0.5}
+    assert second.hyper == HyperParams(layers=2, state_size=4, learnrate=0.02, decay=0.8, regcost=0.5)
     third = make(tmp_path, SECOND, 'third', start_from=first.workdir.path, modeltype=str(first.modeltype), layers=2, state_size=4)
     assert third.hyper == first.hyper and ModelState.load(third.workdir.path).modeltype == first.modeltype
 

@@ -18,6 +18,7 @@ import pytest
 import report
 import train
 from rn_rnn_char import ModelState, RNGRUError
+from run import Run
 
 ROOT = Path(__file__).parent.parent
 TEXT = ''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(40))
@@ -57,8 +58,10 @@ def test_each_state_vector_walks_through_the_whole_source(make, numseqs, batchsi
     ms.model.trainstep = trainstep
     epochsteps = -(-numseqs // batchsize)
     assert ms.data.batchepoch(batchsize) == epochsteps
-    for _ in range(batchsize * epochsteps):
-        train._step(ms, batchsize, epochsteps)
+    run = Run(batchsize * epochsteps, epochsteps, batchsize, 1)
+    saver = train.Saver(ms, run, 0, None)
+    for _ in range(run.steps):
+        train._step(ms, run, epochsteps, saver, train.Advisor(ms))
     assert (ms.model.epoch, ms.model.pos) == (batchsize, 0)
     for i in range(batchsize):
         # Where B doesn't divide n, the last rows re-read the text's beginning before they wrap to row 0.
@@ -394,7 +397,7 @@ def test_saves_within_a_round_take_turns_in_one_slot_and_run_no_validation(make,
         + [second] * 3 + [first + [('validation', 8), ('training', 11)]] * 3 + [first + [('validation', 8), ('training', 14)]] * 2
     assert evaluated == [8, 16]
     assert [c.loss for c in ms.checkpoints() if c.kind == 'training'] == [pytest.approx(np.mean(losses[11:14]))]
-    assert len(list(ms.workdir.path.iterdir())) == 3 + 2 * 4
+    assert len(list(ms.workdir.path.iterdir())) == 4 + 2 * 4
 
 
 def test_a_long_validation_does_not_keep_steps_unsaved(make, monkeypatch):
