@@ -1,6 +1,7 @@
 """A run of training: what it was asked for, how far it is, and the learning rate of each of its steps.
 
-It stands in every checkpoint as plain facts, so that `trainmodel(resume=True)` finishes a run that was broken off, exactly as it would have ended.
+It stands in every checkpoint as plain facts, so that `trainmodel(resume=True)` finishes a run that was broken off, exactly as it would
+have ended.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from errors import checkint, checkreal, short
 from hyperparams import nearest
 
 SCHEDULES = ('constant', 'linear', 'cosine', 'plateau')
+MOST = 2 ** 63 - 1      # of a number in a run
 MOSTROUNDS = 10         # of a run that is planned by time
 PLATEAU = 2             # validations in a row without a new best one, at which schedule 'plateau' halves the rate
 
@@ -47,9 +49,12 @@ class Run:
             raise ValueError('its run of training is none') from None
         for field in fields(cls):
             value = getattr(run, field.name)
-            if type(value) is not field.type or (field.type is not str and not value >= 0):
-                raise ValueError(f'its run of training has {field.name}={value!r:.40}')
-        if not (run.done <= run.steps and run.validated <= run.rounds and run.train_len and run.batchsize and run.schedule in SCHEDULES):
+            most = math.inf if field.name == 'best' else MOST
+            if type(value) is not field.type or (field.type in (int, float) and not 0 <= value <= most):
+                raise ValueError(f'its run of training has {field.name}={short(value)}')
+        begun = min(run.validated * run.train_len, run.steps)
+        if not (run.train_len and run.batchsize and run.warmup < run.steps and run.schedule in SCHEDULES and run.validated <= run.rounds
+                and begun <= run.done <= min(begun + run.train_len, run.steps) and max(run.since, run.halvings) <= run.validated):
             raise ValueError('its run of training is none')
         return run
 
@@ -138,13 +143,18 @@ def resumed(ms, asked):
     """
     defaults = inspect.signature(ms.trainmodel).parameters
     for name, value in asked.items():
-        if value != defaults[name].default:
+        default = defaults[name].default
+        if type(value) is not type(default) or value != default:
             raise ValueError(f'{name}={short(value)} does nothing with resume=True, which finishes a run as it was begun: leave {name} out')
-    ms.model                            # the last checkpoint is the newest whole one
-    run = Run.fromfacts(ms.checkpoint.facts['run']) if ms.checkpoint and 'run' in ms.checkpoint.facts else None
-    if run is None or run.isover:
-        raise ValueError('there is no run to finish: the last one ended as it was meant to, so train on without resume=True'
-                         if run else 'there is no run to finish: begin one, without resume=True')
+    model, last = ms.model, ms.checkpoint       # the newest whole one, where none was restored
+    if last is None or 'run' not in last.facts:
+        raise ValueError('there is no run to finish: begin one, without resume=True')
+    run = Run.fromfacts(last.facts['run'])
+    if run.isover and not (run.bestlast and 'copyof' not in last.facts and ms.workdir.scan()[0].best.name != last.name):
+        raise ValueError('there is no run to finish: the last one ended as it was meant to, so train on without resume=True')
+    if (model.updates, model.epoch, model.pos) != (last.facts.get('updates', 0), last.epoch, last.pos):
+        raise ValueError(f'the network in memory is not that of its last checkpoint, {last.name}, from which resume=True goes on: '
+                         'ms.restore() brings that one back')
     return run, None
 
 

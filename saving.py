@@ -10,9 +10,8 @@ from dataset import trainchars
 from errors import CheckpointError, checkint, checkreal, short
 from hyperparams import FORGOOD, HyperParams
 from layers import MODELTYPES
-from run import Run
+from run import MOST, Run
 
-MOST = 2 ** 63 - 1                  # of what is stored as a whole number
 COUNTS = 'updates', 'cacheupdates', 'characters'        # of the network, 0 in checkpoints that were written before there were any
 
 
@@ -36,7 +35,9 @@ def training(ms, checkpoint):
             checkint(count, checkpoint.facts.get(count, 0), 0, MOST)
         checkreal('seconds', checkpoint.facts.get('seconds', 0.0), 0)
         if 'run' in checkpoint.facts:
-            Run.fromfacts(checkpoint.facts['run'])
+            run = Run.fromfacts(checkpoint.facts['run'])
+            if not run.isover and (run.batchsize != batchsize or (run.valid_len > 0) != (hyper.valid_frac == 0)):
+                raise ValueError('its run of training is none')
         numseqs = -(-trainchars(ms.numchars, ms.seq_len, hyper.valid_frac) // ms.seq_len)
         if checkpoint.pos and checkpoint.pos >= -(-numseqs // batchsize):
             raise ValueError(f'its position {checkpoint.pos} lies beyond an epoch')
@@ -112,5 +113,5 @@ def write(ms, loss, losskind, **facts):
 
 def diverged(ms):
     """The sentence for a network whose numbers are none any more."""
-    return (f'the training has diverged at epoch {ms.model.epoch}, position {ms.model.pos}: go on from the last checkpoint, or '
-            f'ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')
+    return (f'the training has diverged at update {ms.model.updates:,}, epoch {ms.model.epoch}, position {ms.model.pos}: go on from the last '
+            f'checkpoint, or ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')
