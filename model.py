@@ -21,8 +21,7 @@ from generate import Stream
 from hyperparams import FORGOOD, HyperParams, checkgiven, checknames, nearest
 from layers import MODELTYPES
 from lock import trainlock
-from run import requested, resumed
-from saving import MOST
+from run import MOST, requested, resumed
 from storage import filechecksum, loadfacts, savefacts
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
@@ -92,8 +91,9 @@ class ModelState:
         init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
         checknames(hyper, inspect.signature(cls.initfromsrcfile).parameters)
         given, hyper = hyper, HyperParams(**hyper)
-        checkgiven(given)
         seq_len = checkint('seq_len', seq_len, 1, MOST)
+        if start_from is None:
+            checkgiven(given)
         seed = secrets.randbits(48) if seed is None else checkint('seed', seed, 0, MOST)
         checksource(srcfile, encoding)
         if start_from is not None:
@@ -101,6 +101,7 @@ class ModelState:
                 raise ValueError('init_checkpoint=False would lose the parameters that start_from gives: leave one of the two out')
             with report.quiet(not verbose):
                 start_from = startfrom.opened(ModelState, start_from, directory)
+            checkgiven({'optimizer': start_from.hyper.optimizer, **given})
             modeltype, hyper = startfrom.settings(start_from, modeltype if asked else start_from.modeltype, given)
         MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
         with report.quiet(not verbose), directory.create(DATAFILE):
