@@ -117,7 +117,7 @@ class ModelState:
             data = ms.data
             ms.model = ms._newmodel()
             savefacts(directory.path / f'{modeltype}-{hyper.layers}x{hyper.state_size}-state.p', {
-                'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': data.numchars,
+                'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': ms.numchars,
                 'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum, 'startedfrom': ms.startedfrom})
             report.say(f'{ms._describe()}.')
             if start_from:
