@@ -130,6 +130,7 @@ def test_shape_and_hyperparameters_are_the_others_but_for_those_given(first, tmp
     second = make(tmp_path, SECOND, 'second', start_from=first.workdir.path, decay=0.8)
     assert second.modeltype == first.modeltype
     assert second.hyper == HyperParams(layers=2, state_size=4, learnrate=0.02, decay=0.8, regcost=0.5)
+    assert second.hyper.facts() == {**first.hyper.facts(), 'decay': 0.8}
     third = make(tmp_path, SECOND, 'third', start_from=first.workdir.path, modeltype=str(first.modeltype), layers=2, state_size=4)
     assert third.hyper == first.hyper and ModelState.load(third.workdir.path).modeltype == first.modeltype
 
@@ -292,6 +293,15 @@ def test_the_default_model_type_asked_for_by_name_is_an_explicit_one(tmp_path, n
     with pytest.raises(ValueError, match=f'{name}.*{given}'):
         make(tmp_path, SECOND, 'second', start_from=first, modeltype=given)
     assert not (tmp_path / 'second').exists() and make(tmp_path, SECOND, 'third', start_from=first).modeltype == name
+
+
+def test_a_hyperparameter_is_judged_by_the_others_optimizer(encode, tmp_path):
+    encode.hyper.optimizer = 'sgd'
+    assert make(tmp_path, SECOND, 'second', start_from=encode, momentum=0.5).hyper.momentum == 0.5
+    for given, said in ({'decay': 0.5}, "optimizer='sgd': leave it out, or set optimizer='rmsprop'"), ({'optimizer': 'adam', 'momentum': 0.5}, 'adam'):
+        with pytest.raises(ValueError, match=f'does nothing with .*{said}'):
+            make(tmp_path, SECOND, 'third', start_from=encode, **given)
+    assert not (tmp_path / 'third').exists()
 
 
 def test_a_model_in_memory_is_no_place_for_the_new_one(encode, tmp_path):
