@@ -110,7 +110,8 @@ class Run:
 def requested(ms, asked):
     """(the Run that a dict of trainmodel's arguments asks for, seconds that it shall take or None).
 
-    With seconds the Run has no steps yet: `planned` gives it some. TypeError or ValueError where an argument is wrong or contradicts another.
+    With seconds the Run has no steps yet: `planned` gives it some. TypeError or ValueError where an argument is wrong or contradicts
+    another.
     """
     schedule, minutes, end, patience = (asked[name] for name in ('schedule', 'minutes', 'end_learnrate', 'patience'))
     num_rounds, epochsteps = checkint('num_rounds', asked['num_rounds'], 1), ms.data.batchepoch(asked['batchsize'])
@@ -121,19 +122,22 @@ def requested(ms, asked):
     if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(f'schedule takes one of {", ".join(map(repr, SCHEDULES))}, got {short(schedule)}{nearest(schedule, SCHEDULES)}')
     if end is not None and schedule == 'constant':
-        raise ValueError(f"end_learnrate={end:g} does nothing with schedule='constant': leave it out, or choose 'linear', 'cosine' or 'plateau'")
+        raise ValueError(f"end_learnrate={end:g} does nothing with schedule='constant': leave it out, or choose 'linear', 'cosine' "
+                         "or 'plateau'")
     if end is not None and end > ms.hyper.learnrate:
         raise ValueError(f'end_learnrate {end:g} lies above the learnrate {ms.hyper.learnrate:g} that the schedule begins with: use less')
     if minutes is not None and num_rounds != 1:
         raise ValueError(f'num_rounds={num_rounds} and minutes={minutes:g} both say when to stop: leave one of them out')
     if ms.heldout and valid_len:
-        raise ValueError(f'valid_len={valid_len} does nothing here, since validation is on all of the {ms.heldout.numchars:,} characters that '
-                         'valid_frac holds out: leave it out')
-    run = Run(0, train_len, int(asked['batchsize']), valid_len, schedule, warmup, end or 0.0, patience, bool(ms.heldout and (minutes or patience)))
+        raise ValueError(f'valid_len={valid_len} does nothing here, since validation is on all of the {ms.heldout.numchars:,} characters '
+                         'that valid_frac holds out: leave it out')
+    bestlast = bool(ms.heldout and (minutes or patience))
+    run = Run(0, train_len, int(asked['batchsize']), valid_len, str(schedule), warmup, end or 0.0, patience, bestlast)
     if minutes is not None:
         return run, 60 * minutes
     train_len = train_len or epochsteps
-    return _checked(replace(run, train_len=train_len, steps=num_rounds * train_len, valid_len=0 if ms.heldout else valid_len or epochsteps)), None
+    valid_len = 0 if ms.heldout else valid_len or epochsteps
+    return _checked(replace(run, train_len=train_len, steps=num_rounds * train_len, valid_len=valid_len)), None
 
 
 def resumed(ms, asked):
@@ -150,7 +154,9 @@ def resumed(ms, asked):
     if last is None or 'run' not in last.facts:
         raise ValueError('there is no run to finish: begin one, without resume=True')
     run = Run.fromfacts(last.facts['run'])
-    if run.isover and not (run.bestlast and 'copyof' not in last.facts and ms.workdir.scan()[0].best.name != last.name):
+    best = ms.workdir.scan()[0].best
+    isended = not run.bestlast or 'copyof' in last.facts or best is None or best.name == last.name        # else it has still to go back
+    if run.isover and isended:
         raise ValueError('there is no run to finish: the last one ended as it was meant to, so train on without resume=True')
     if (model.updates, model.epoch, model.pos) != (last.facts.get('updates', 0), last.epoch, last.pos):
         raise ValueError(f'the network in memory is not that of its last checkpoint, {last.name}, from which resume=True goes on: '
@@ -159,7 +165,8 @@ def resumed(ms, asked):
 
 
 def planned(run, seconds, stepseconds, validationseconds, validationsteps):
-    """`run` with as many steps as `seconds` allow, and, where nothing else was asked for, rounds whose validations take a tenth of them at most.
+    """`run` with as many steps as `seconds` allow, and, where nothing else was asked for, rounds whose validations take a tenth of them at
+    most.
 
     validationseconds: of a validation of `validationsteps`, all of the held-out part or, where there is none, an epoch
     """

@@ -113,5 +113,5 @@ def write(ms, loss, losskind, **facts):
 
 def diverged(ms):
     """The sentence for a network whose numbers are none any more."""
-    return (f'the training has diverged at update {ms.model.updates:,}, epoch {ms.model.epoch}, position {ms.model.pos}: go on from the last '
-            f'checkpoint, or ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')
+    return (f'the training has diverged at update {ms.model.updates:,}, epoch {ms.model.epoch}, position {ms.model.pos}: go on from '
+            f'the last checkpoint, or ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')

@@ -111,10 +111,10 @@ class Saver:
     def close(self):
         """At the training's end: CheckpointError where the last checkpoint could not be written."""
         if self.error:
-            batchsize = self.ms.model.get_state().shape[1]
+            step = f'batchsize={self.ms.model.get_state().shape[1]}, train_len=1{"" if self.ms.heldout else ", valid_len=1"}'
             raise CheckpointError(f"the last checkpoint could not be written to '{self.ms.workdir.path}' ({reason(self.error)}): the trained "
                                   'network is in memory only, so make room and train on, if only for a step, as in '
-                                  f'ms.trainmodel(batchsize={batchsize}, train_len=1{"" if self.ms.heldout else ", valid_len=1"})') from self.error
+                                  f'ms.trainmodel({step})') from self.error
 
 
 def train(ms, run, seconds, clear_state, print_every, save_every, keep):
@@ -164,7 +164,8 @@ def _heading(ms, run, epochsteps):
         + (f', after {_count(run.warmup, "step")} of warm-up' if run.warmup else '') + '.')
     left = (f'{_count(run.rounds, "round")} of {_count(run.train_len, "step")}' if not run.done
             else f'{run.steps - run.done:,} of {_count(run.steps, "step")} left')
-    report.say(f'{ms._describe()}.\n{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {native.describe()}.\n'
+    report.say(f'{ms._describe()}.\n'
+               f'{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {native.describe()}.\n'
                f'{left} from epoch {ms.model.epoch}, position {ms.model.pos},\nwith {validation}'
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if dear else '.') + schedule)
 

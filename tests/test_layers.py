@@ -4,6 +4,7 @@
 """
 
 import contextlib
+
 import numpy as np
 import pytest
 

@@ -53,7 +53,8 @@ def test_signatures_are_those_of_the_contract():
                                      'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
-                                               'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
+                                               'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None,
+                                               'threads': None, 'verbose': True}
     for writer in (generatestring, ModelState.sample, ModelState.stream):
         assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
                                     'until': None, 'n': None, 'state': None}
@@ -260,8 +261,8 @@ def test_a_checkpoint_whose_count_of_updates_is_none_is_passed_over(srcfile, nam
 
 # --- Runs in checkpoints ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('damage', [{'batchsize': 17}, {'batchsize': 10 ** 9}, {'valid_len': 0}, {'train_len': 0}, {'warmup': 8}, {'done': -1},
-                                    {'schedule': 'x'}, {'halvings': 10 ** 400}, {'best': float('nan')}, {'bestlast': 1}, {'more': 1}, None, 'run', []],
+@pytest.mark.parametrize('damage', [{'batchsize': 17}, {'batchsize': 10 ** 9}, {'valid_len': 0}, {'train_len': 0}, {'warmup': 8},
+                                    {'done': -1}, {'schedule': 'x'}, {'halvings': 10 ** 400}, {'best': float('nan')}, {'bestlast': 1}, {'more': 1}, None, 'run', []],
                          ids=lambda damage: repr(damage)[:30])
 def test_a_checkpoint_with_a_nonsense_run_is_refused_in_one_sentence(srcfile, damage):
     ms = make(srcfile)

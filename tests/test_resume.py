@@ -294,8 +294,8 @@ def test_resume_refuses_other_arguments_nothing_to_finish_and_a_network_that_wen
     ms.trainmodel(train_len=9, batchsize=8, valid_len=1, print_every=0)
     with monkeypatch.context() as patch:
         patch.setattr(engine, 'compilefunction', lambda *args: pytest.fail('compiled'))
-        for name, value in {'num_rounds': 2, 'batchsize': 8, 'train_len': 9, 'valid_len': 1, 'clear_state': True, 'minutes': 1.0, 'schedule': 'cosine',
-                            'warmup': 3, 'end_learnrate': 0.0, 'patience': 2}.items():
+        for name, value in {'num_rounds': 2, 'batchsize': 8, 'train_len': 9, 'valid_len': 1, 'clear_state': True, 'minutes': 1.0,
+                            'schedule': 'cosine', 'warmup': 3, 'end_learnrate': 0.0, 'patience': 2}.items():
             with pytest.raises(ValueError, match=f'{name}=.* does nothing with resume=True') as raised:
                 ModelState.load(ms.workdir.path).trainmodel(resume=True, **{name: value})
             assert '\n' not in str(raised.value)

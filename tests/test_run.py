@@ -117,16 +117,21 @@ RUN = Run(10, 4, 16, 3, 'plateau', 2, 0.001, 5, True, 6, 1, 2.5, 1, 0)
 
 
 def test_a_run_comes_back_from_its_facts_which_are_plain_values():
-    for run in (RUN, Run(1, 1, 1, 1), Run(10, 4, 16, 3, done=10, validated=3), Run(10, 4, 16, 3, done=4), Run(10, 4, 16, 3, done=4, validated=1)):
+    for run in (RUN, Run(1, 1, 1, 1), Run(10, 4, 16, 3, done=10, validated=3), Run(10, 4, 16, 3, done=4),
+                Run(10, 4, 16, 3, done=4, validated=1)):
         facts = run.facts()
         assert {type(value) for value in facts.values()} <= {int, float, str, bool}
         assert Run.fromfacts(facts) == run and Run.fromfacts(facts).facts() == facts
 
 
-DAMAGE = [{'steps': 0}, {'steps': -1}, {'steps': 10.0}, {'steps': True}, {'steps': 2 ** 63}, {'train_len': 0}, {'batchsize': 0}, {'batchsize': None},
-          {'valid_len': -1}, {'schedule': 'step'}, {'schedule': 3}, {'schedule': 'x' * 10 ** 6}, {'warmup': 10}, {'warmup': 11}, {'end_learnrate': math.nan},
-          {'end_learnrate': math.inf}, {'end_learnrate': -1.0}, {'end_learnrate': 1}, {'patience': -1}, {'bestlast': 1}, {'done': 11}, {'done': 3},
-          {'done': 9}, {'validated': 4, 'done': 10}, {'validated': 0}, {'best': math.nan}, {'best': -math.inf}, {'since': 2}, {'halvings': 2},
+DAMAGE = [{'steps': 0}, {'steps': -1}, {'steps': 10.0}, {'steps': True}, {'steps': 2 ** 63}, {'train_len': 0}, {'batchsize': 0},
+          {'batchsize': None},
+          {'valid_len': -1}, {'schedule': 'step'}, {'schedule': 3}, {'schedule': 'x' * 10 ** 6}, {'warmup': 10}, {'warmup': 11},
+          {'end_learnrate': math.nan},
+          {'end_learnrate': math.inf}, {'end_learnrate': -1.0}, {'end_learnrate': 1}, {'patience': -1}, {'bestlast': 1}, {'done': 11},
+          {'done': 3},
+          {'done': 9}, {'validated': 4, 'done': 10}, {'validated': 0}, {'best': math.nan}, {'best': -math.inf}, {'since': 2},
+          {'halvings': 2},
           {'halvings': 10 ** 400}, {'halvings': 'x'}, {'another': 1}, {'steps': [1]}]
 
 

@@ -451,7 +451,11 @@ def test_the_heldout_part_is_never_trained_on_and_validated_as_a_whole(make):
     assert (ms.data.numchars, ms.heldout.numchars) == (length, len(TEXT) - length)
     assert ms.charset.decode(np.array(ms.data.codes[:length])) == TEXT[:length]
     trainstep, evaluate, trained, evaluated = ms.model.trainstep, ms.model.evaluate, [], []
-    ms.model.trainstep = lambda x, y, *rest: trained.extend(ms.charset.decode(np.append(x[:, i], y[-1, i])) for i in range(x.shape[1])) or trainstep(x, y, *rest)
+
+    def step(x, y, *rest):
+        trained.extend(ms.charset.decode(np.append(x[:, i], y[-1, i])) for i in range(x.shape[1]))
+        return trainstep(x, y, *rest)
+    ms.model.trainstep = step
     ms.model.evaluate = lambda x, y, state: evaluated.append((x.copy(), y.copy())) or evaluate(x, y, state)
     before = ms.model.arrays()
     ms.trainmodel(batchsize=8, print_every=0)
@@ -460,7 +464,8 @@ def test_the_heldout_part_is_never_trained_on_and_validated_as_a_whole(make):
     assert {text for text in trained} == {wrapped[start:start + 11] for start in range(0, length, 10)}
     x, y = (np.concatenate([each[i].T.ravel() for each in evaluated]) for i in (0, 1))
     held = ms.charset.encode(TEXT[length:])
-    assert len(y) == len(held) - 1 and np.array_equal(np.bincount(y), np.bincount(held[1:])) and np.array_equal(np.bincount(x), np.bincount(held[:-1]))
+    assert len(y) == len(held) - 1
+    assert np.array_equal(np.bincount(y), np.bincount(held[1:])) and np.array_equal(np.bincount(x), np.bincount(held[:-1]))
     # As DataSet's rows are read: eight stretches side by side from a zero state, what is left over behind the last one.
     size, params, total = (len(held) - 1) // 8, ms.model.get_params(), 0.0
     for row in range(8):
@@ -530,7 +535,8 @@ def test_patience_ends_early_on_the_best_checkpoint_whose_copy_is_the_latest(mak
     first, second, third, fourth, fifth, copy = [c for c in ms.checkpoints() if c.kind == 'validation']
     assert [c.loss for c in (first, second, third, fourth, fifth, copy)] == [3, 2, 2.5, 2, 2.2, 2]
     # Of equals the newer one is the best: the fourth, after 16 steps.
-    assert 'Stopped early: 3 validations in a row' in out and f'Ended on the best checkpoint, {fourth.name}' in out and f'copy {copy.name} is the latest' in out
+    for said in 'Stopped early: 3 validations in a row', f'Ended on the best checkpoint, {fourth.name}', f'copy {copy.name} is the latest':
+        assert said in out
     assert copy.facts['copyof'] == fourth.name and ms.checkpoint == copy and ms.model.updates == 16
     again = ModelState.load(ms.workdir.path)
     assert again.checkpoint == copy and again.model.updates == 16
@@ -594,7 +600,8 @@ def test_the_history_has_a_row_for_each_step_and_each_validation(make):
     steps, validations = table.steps, table.validations
     assert table['kind'].tolist() == (['step'] * 7 + ['validation']) * 2
     assert steps['updates'].tolist() == list(range(1, 15)) and validations['updates'].tolist() == [7, 14]
-    assert list(zip(steps['epoch'], steps['position'])) == [(0, i) for i in range(1, 10)] + [(1, i) for i in range(5)]  # where it stands behind it
+    # Where the network stands behind the step.
+    assert list(zip(steps['epoch'], steps['position'])) == [(0, i) for i in range(1, 10)] + [(1, i) for i in range(5)]
     assert steps['characters'].tolist() == [160 * i for i in range(1, 15)] and validations['characters'].tolist() == [160 * 7, 160 * 14]
     for i, name in enumerate(('loss', 'gradnorm', 'clipped')):
         assert steps[name].tolist() == pytest.approx([each[i] for each in given], rel=1e-5)
@@ -659,7 +666,8 @@ def test_a_history_that_cannot_be_written_ends_no_training_and_is_said_once(make
     monkeypatch.setattr(report, 'verbose', True)
     ms.trainmodel(num_rounds=4, train_len=3, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)
     out = capsys.readouterr().out
-    assert out.count('The history could not be written') == 1 and [c.pos for c in ms.checkpoints() if c.kind == 'validation'] == [3, 6, 9, 12]
+    assert out.count('The history could not be written') == 1
+    assert [c.pos for c in ms.checkpoints() if c.kind == 'validation'] == [3, 6, 9, 12]
     if damage == 'nonsense':
         assert path.read_text() == 'a,b,c\n1,2,3\n'
         with pytest.raises(RNGRUError, match='holds no history of a training'):
