@@ -22,7 +22,7 @@ import report
 from checkpoint import WorkDir
 from encode import readtext
 from errors import RNGRUError, WorkDirError, checkpath, short
-from hyperparams import HyperParams, nearest
+from hyperparams import HyperParams, checkgiven, nearest
 from model import ModelState
 
 PROGRAM = 'rn_rnn_char.py'
@@ -132,8 +132,9 @@ def _pick(given, options):
 def _train(paths, given, refuse):
     *file, directory = paths
     if file:
-        if 'checkpoint' in given:
-            refuse('--checkpoint is one of a model that is there, and FILE starts a new one: leave one of them out')
+        for name, what in ('checkpoint', 'is one'), ('resume', 'finishes a run'):
+            if given.get(name):
+                refuse(f'--{name} {what} of a model that is there, and FILE starts a new one: leave one of them out')
         try:
             ms = ModelState.initfromsrcfile(*paths, **_pick(given, NEW + HYPER))
         except WorkDirError:
@@ -153,6 +154,7 @@ def _train(paths, given, refuse):
         hyper = _pick(given, HYPER)
         if hyper:
             ms.model                            # first: should an older checkpoint have to do, its hyperparameters come with it
+            checkgiven({'optimizer': ms.hyper.optimizer, **hyper})
         try:
             for name, value in hyper.items():
                 setattr(ms.hyper, name, value)
@@ -245,12 +247,12 @@ COMMANDS = {
         'Start a model of the text FILE, keep it in the directory DIR, and train it.\n'
         'Without FILE: train the model in DIR on from its last checkpoint. Then\n'
         'hyperparameters that are given take the place of those it had; what shapes\n'
-        'the network stays.\n\n'
+        'the network stays. --resume finishes a run that was broken off, as it was begun.\n\n'
         'Ctrl-C stops after the step in hand with a checkpoint written (exit code 130);\n'
         'a second one stops at once. Everything said goes to standard error.',
         ('train book.txt book --layers 2 --state-size 256 \\\n      --num-rounds 3 --valid-len 50',
          'train book --num-rounds 2 --learnrate 0.0003',
-         'train book --checkpoint best --learnrate 0.0001 -q'), _train),
+         'train book --resume', 'train book --checkpoint best --learnrate 0.0001 -q'), _train),
     'sample': Command(
         'let the model in DIR write', ('DIR',), {'generation': GENERATION, 'model (info lists the checkpoints)': RESTORING},
         'Let the model in the directory DIR write: the text goes to standard output\n'

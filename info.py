@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import history
 from errors import RNGRUError
 from lock import LOCKFILE, holder
 from storage import filechecksum, isanytemp, loadfacts
@@ -33,13 +34,15 @@ def describe(ms, datafile):
     names = set(os.listdir(directory))
     checkpointfiles = {name for each in found for name in (each.name, each.arrays)} | {name for name in names if name.endswith('-model.p')}
     left = {name for name in names if isanytemp(name)}
-    others = names - checkpointfiles - left - {state.name, datafile, LOCKFILE}
+    others = names - checkpointfiles - left - {state.name, datafile, history.FILE, LOCKFILE}
     size = _sizes(directory, checkpointfiles)
     lines = [f'{ms._describe()}.', f"In '{directory}':",
              f'  model        {_size(_sizes(directory, {state.name})):>9}  {state.name}',
              f'  text         {_size(_sizes(directory, {datafile})):>9}  {datafile}',
              f'  checkpoints  {_size(size):>9}  {len(found)}' + (f', the latest {found[-1].name}' if found else '')
              + (f', the best {found.best.name}' if found.best else '')]
+    if history.FILE in names:
+        lines.append(f'  history      {_size(_sizes(directory, {history.FILE})):>9}  {history.FILE}')
     if ms.startedfrom:
         lines.insert(1, f'Its first parameters were those of {ms.startedfrom}.')
     if left:

@@ -60,8 +60,8 @@ class ModelParams:
     `updates` counts the updates that were made, `cacheupdates` those since the optimizer's caches were zero, `characters` what was read in
     training, `seconds` the time that it took.
 
-    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches; with NumPy
-    up to half as much again.
+    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches; with dropout 4 T B
+    2 L H more; with NumPy up to half as much again.
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
@@ -113,7 +113,8 @@ class ModelParams:
         """MemoryError for a network, or for batches of its training as `hyper` has it, that this machine can't hold."""
         L, H = layers, state_size
         count = cls.count(vocab, L, H)
-        needed = 4 * (batchsize * seq_len * (8 * L * H + 8 * H) + (3 + len(Settings.of(hyper or HyperParams()).kinds)) * count)
+        settings = Settings.of(hyper or HyperParams())
+        needed = 4 * (batchsize * seq_len * ((10 if settings.dropout else 8) * L * H + 8 * H) + (3 + len(settings.kinds)) * count)
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         if needed > memory:
             raise MemoryError(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters takes about '

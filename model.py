@@ -1,37 +1,32 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
-import hashlib
 import inspect
-import math
 import os
 import secrets
 from functools import cached_property
-
-import numpy as np
 
 import history
 import info
 import native
 import reading
 import report
+import saving
 import startfrom
 import train
-from checkpoint import KINDS, WorkDir
-from dataset import CharSet, DataSet, trainchars
+from checkpoint import WorkDir
+from dataset import CharSet, DataSet
 from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
 from generate import Stream
 from hyperparams import FORGOOD, HyperParams, checkgiven, checknames, nearest
 from layers import MODELTYPES
 from lock import trainlock
-from run import Run, requested, resumed
+from run import MOST, requested, resumed
 from storage import filechecksum, loadfacts, savefacts
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
-MOST = 2 ** 63 - 1                  # of what is stored as a whole number
 _MODELTYPE = type('Default', (str,), {})('GRUEncode')       # a default that can be told from the same name given
-_COUNTS = 'updates', 'cacheupdates', 'characters'       # of the network, 0 in checkpoints that were written before there were any
 
 
 class ModelState:
@@ -96,8 +91,9 @@ class ModelState:
         init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
         checknames(hyper, inspect.signature(cls.initfromsrcfile).parameters)
         given, hyper = hyper, HyperParams(**hyper)
-        checkgiven(given)
         seq_len = checkint('seq_len', seq_len, 1, MOST)
+        if start_from is None:
+            checkgiven(given)
         seed = secrets.randbits(48) if seed is None else checkint('seed', seed, 0, MOST)
         checksource(srcfile, encoding)
         if start_from is not None:
@@ -105,6 +101,7 @@ class ModelState:
                 raise ValueError('init_checkpoint=False would lose the parameters that start_from gives: leave one of the two out')
             with report.quiet(not verbose):
                 start_from = startfrom.opened(ModelState, start_from, directory)
+            checkgiven({'optimizer': start_from.hyper.optimizer, **given})
             modeltype, hyper = startfrom.settings(start_from, modeltype if asked else start_from.modeltype, given)
         MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
         with report.quiet(not verbose), directory.create(DATAFILE):
@@ -120,7 +117,7 @@ class ModelState:
             data = ms.data
             ms.model = ms._newmodel()
             savefacts(directory.path / f'{modeltype}-{hyper.layers}x{hyper.state_size}-state.p', {
-                'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': data.numchars,
+                'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': ms.numchars,
                 'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum, 'startedfrom': ms.startedfrom})
             report.say(f'{ms._describe()}.')
             if start_from:
@@ -131,7 +128,7 @@ class ModelState:
                 rows = min(UNTRAINED_ROWS, data.numseqs)
                 steps = min(UNTRAINED_STEPS, data.batchepoch(rows))
                 loss = ms.model.untrainedloss(data.batch(p, rows) for p in range(steps))
-                checkpoint = ms._writecheckpoint(loss, 'untrained')
+                checkpoint = saving.write(ms, loss, 'untrained')
                 report.say(f'{what.capitalize()} loss {train.lossline(loss)}. Checkpoint {checkpoint.name}')
         return ms
 
@@ -157,7 +154,7 @@ class ModelState:
                                'in another directory') from error
         for checkpoint in reversed(ms.checkpoints()):
             try:
-                ms.hyper, ms.checkpoint = ms._training(checkpoint)[0], checkpoint
+                ms.hyper, ms.checkpoint = saving.training(ms, checkpoint)[0], checkpoint
                 break
             except CheckpointError as error:
                 report.warn(str(error))
@@ -188,12 +185,6 @@ class ModelState:
                 raise ValueError(f'{name} is {getattr(before, name)} for good, got {getattr(hyper, name)}: make a new model for it')
         self._hyper = hyper
 
-    @property
-    def _identity(self):
-        """What tells this model's checkpoints from another's whose shapes are the same: a SHA-256."""
-        facts = repr((self.modeltype, self.charset.chars, self.textchecksum, self.seq_len))
-        return hashlib.sha256(facts.encode('utf-8', 'surrogatepass')).hexdigest()
-
     # --- What is read when it is needed ---------------------------------------------------------------------------
 
     def _newmodel(self):
@@ -202,7 +193,7 @@ class ModelState:
     @cached_property
     def model(self):
         """The network (layers.ModelParams) with the parameters of the last checkpoint read or written, or else of the newest whole one."""
-        return self._filled(None, self._newmodel(), self.checkpoint)
+        return saving.filled(self, None, self._newmodel(), self.checkpoint)
 
     @property
     def data(self):
@@ -218,61 +209,6 @@ class ModelState:
     def _parts(self):
         data = DataSet.load(self.workdir.path / DATAFILE, self.numchars, self.seq_len, len(self.charset), self.textchecksum)
         return data.split(self.hyper.valid_frac)
-
-    def _training(self, checkpoint):
-        """(HyperParams, batch size) of a checkpoint; CheckpointError where it doesn't belong to this model."""
-        try:
-            hyper = HyperParams(**checkpoint.facts['hyper'])
-            for name in FORGOOD:
-                if getattr(hyper, name) != getattr(self.hyper, name):
-                    raise ValueError(f'it is of a model with {name}={getattr(hyper, name)}')
-            if checkpoint.facts.get('model', self._identity) != self._identity:       # the first ones had none
-                raise ValueError('it was trained on another text')
-            batchsize = checkint('batchsize', checkpoint.facts['batchsize'], 1, MOST)
-            for count in _COUNTS:
-                checkint(count, checkpoint.facts.get(count, 0), 0, MOST)
-            checkreal('seconds', checkpoint.facts.get('seconds', 0.0), 0)
-            if 'run' in checkpoint.facts:
-                Run.fromfacts(checkpoint.facts['run'])
-            numseqs = -(-trainchars(self.numchars, self.seq_len, hyper.valid_frac) // self.seq_len)
-            if checkpoint.pos and checkpoint.pos >= -(-numseqs // batchsize):
-                raise ValueError(f'its position {checkpoint.pos} lies beyond an epoch')
-            return hyper, batchsize
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f'the checkpoint {checkpoint.name} is damaged or of another model ({error}): restore another') from error
-
-    def _expected(self, checkpoint):
-        """Shapes and types of the arrays that the checkpoint must have; CheckpointError where it doesn't belong to this model."""
-        hyper, batchsize = self._training(checkpoint)
-        return MODELTYPES[self.modeltype].expected(len(self.charset), hyper.layers, hyper.state_size, batchsize, hyper)
-
-    def _filled(self, name, model, first=None):
-        """`model` with the checkpoint called `name`, or None: with `first` or the newest whole one, or else as the seed has it.
-
-        Raises before anything has changed; CheckpointError also where the seed isn't where the first parameters came from.
-        """
-        if name is None:
-            checkpoint, arrays = self.workdir.newest(self._expected, first)
-        else:
-            checkpoint = self.workdir.checkpoint(name)
-            arrays = self.workdir.loadarrays(checkpoint, self._expected(checkpoint))
-        if checkpoint is None:
-            if self.startedfrom:
-                raise CheckpointError(f"'{self.workdir.path}' holds no checkpoint, and the first parameters, from {self.startedfrom}, can't be "
-                                      'drawn again: copy a checkpoint back, or make the model anew in another directory')
-            model.set_arrays(self._newmodel().arrays(), self.hyper)
-            model.epoch = model.pos = model.characters = 0
-            model.seconds = 0.0
-        else:
-            hyper = self._training(checkpoint)[0]
-            model.set_arrays(arrays, hyper)
-            for count in _COUNTS:
-                setattr(model, count, checkpoint.facts.get(count, 0))
-            model.epoch, model.pos, model.seconds = checkpoint.epoch, checkpoint.pos, float(checkpoint.facts.get('seconds', 0))
-            if name is not None or self.checkpoint is None or checkpoint.name != self.checkpoint.name:
-                self.hyper = hyper
-        self.checkpoint = checkpoint
-        return model
 
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 
@@ -311,40 +247,11 @@ class ModelState:
                 if before:
                     self._parts = before
                 raise
-            self.model = model = self._filled(name, vars(self).get('model') or self._newmodel())     # one that is there keeps its functions
+            self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())     # one that is there keeps its functions
             report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
                        else 'No checkpoint yet: parameters drawn from the seed.')
             native.setthreads(threads)
             model.sampletext, model.allstates
-
-    def _writecheckpoint(self, loss, losskind, **facts):
-        """Write a checkpoint of the network as it is; the Checkpoint. losskind: 'validation', 'training' or 'untrained'.
-
-        A 'training' one takes the place of the 'training' one that the network has come through; one that restore() has left
-        behind stays. Raises FloatingPointError, and writes nothing, where the training has
-        diverged, OSError or WorkDirError where the disk refuses or the model's directory is gone.
-        """
-        if losskind not in KINDS:
-            raise ValueError(f'losskind takes one of {", ".join(KINDS)}, got {short(losskind)}')
-        self.workdir.statefile()                # none: an empty directory in the model's place, as where a disk is unplugged
-        model, before = self.model, self.checkpoint
-        model.prepare(self.hyper)               # so that facts and arrays agree
-        arrays = model.arrays()
-        slot = before and (before.name if before.kind == 'training' else before.facts.get('slot'))
-        if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays.values()):
-            raise FloatingPointError(train.diverged(self))
-        self.checkpoint = self.workdir.writecheckpoint(
-            loss, model.epoch, model.pos,
-            {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': self.hyper.facts(), 'model': self._identity, 'slot': slot,
-             **{count: getattr(model, count) for count in _COUNTS}, 'seconds': model.seconds, **facts},
-            arrays)
-        if losskind == 'training':
-            found, chain = {each.name: each for each in self.workdir.scan()[0]}, []
-            while slot in found and found[slot] not in chain:           # more than one where a kill came between writing and removing
-                chain.append(found[slot])
-                slot = found[slot].facts.get('slot')
-            self.workdir.remove(reversed(chain))                        # the oldest first, so that a kill leaves no link missing
-        return self.checkpoint
 
     # --- Training -------------------------------------------------------------------------------------------------
 

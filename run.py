@@ -1,6 +1,7 @@
 """A run of training: what it was asked for, how far it is, and the learning rate of each of its steps.
 
-It stands in every checkpoint as plain facts, so that `trainmodel(resume=True)` finishes a run that was broken off, exactly as it would have ended.
+It stands in every checkpoint as plain facts, so that `trainmodel(resume=True)` finishes a run that was broken off, exactly as it would
+have ended.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from errors import checkint, checkreal, short
 from hyperparams import nearest
 
 SCHEDULES = ('constant', 'linear', 'cosine', 'plateau')
+MOST = 2 ** 63 - 1      # of a number in a run
 MOSTROUNDS = 10         # of a run that is planned by time
 PLATEAU = 2             # validations in a row without a new best one, at which schedule 'plateau' halves the rate
 
@@ -47,9 +49,12 @@ class Run:
             raise ValueError('its run of training is none') from None
         for field in fields(cls):
             value = getattr(run, field.name)
-            if type(value) is not field.type or (field.type is not str and not value >= 0):
-                raise ValueError(f'its run of training has {field.name}={value!r:.40}')
-        if not (run.done <= run.steps and run.validated <= run.rounds and run.train_len and run.batchsize and run.schedule in SCHEDULES):
+            most = math.inf if field.name == 'best' else MOST
+            if type(value) is not field.type or (field.type in (int, float) and not 0 <= value <= most):
+                raise ValueError(f'its run of training has {field.name}={short(value)}')
+        begun = min(run.validated * run.train_len, run.steps)
+        if not (run.train_len and run.batchsize and run.warmup < run.steps and run.schedule in SCHEDULES and run.validated <= run.rounds
+                and begun <= run.done <= min(begun + run.train_len, run.steps) and max(run.since, run.halvings) <= run.validated):
             raise ValueError('its run of training is none')
         return run
 
@@ -105,7 +110,8 @@ class Run:
 def requested(ms, asked):
     """(the Run that a dict of trainmodel's arguments asks for, seconds that it shall take or None).
 
-    With seconds the Run has no steps yet: `planned` gives it some. TypeError or ValueError where an argument is wrong or contradicts another.
+    With seconds the Run has no steps yet: `planned` gives it some. TypeError or ValueError where an argument is wrong or contradicts
+    another.
     """
     schedule, minutes, end, patience = (asked[name] for name in ('schedule', 'minutes', 'end_learnrate', 'patience'))
     num_rounds, epochsteps = checkint('num_rounds', asked['num_rounds'], 1), ms.data.batchepoch(asked['batchsize'])
@@ -116,19 +122,22 @@ def requested(ms, asked):
     if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(f'schedule takes one of {", ".join(map(repr, SCHEDULES))}, got {short(schedule)}{nearest(schedule, SCHEDULES)}')
     if end is not None and schedule == 'constant':
-        raise ValueError(f"end_learnrate={end:g} does nothing with schedule='constant': leave it out, or choose 'linear', 'cosine' or 'plateau'")
+        raise ValueError(f"end_learnrate={end:g} does nothing with schedule='constant': leave it out, or choose 'linear', 'cosine' "
+                         "or 'plateau'")
     if end is not None and end > ms.hyper.learnrate:
         raise ValueError(f'end_learnrate {end:g} lies above the learnrate {ms.hyper.learnrate:g} that the schedule begins with: use less')
     if minutes is not None and num_rounds != 1:
         raise ValueError(f'num_rounds={num_rounds} and minutes={minutes:g} both say when to stop: leave one of them out')
     if ms.heldout and valid_len:
-        raise ValueError(f'valid_len={valid_len} does nothing here, since validation is on all of the {ms.heldout.numchars:,} characters that '
-                         'valid_frac holds out: leave it out')
-    run = Run(0, train_len, int(asked['batchsize']), valid_len, schedule, warmup, end or 0.0, patience, bool(ms.heldout and (minutes or patience)))
+        raise ValueError(f'valid_len={valid_len} does nothing here, since validation is on all of the {ms.heldout.numchars:,} characters '
+                         'that valid_frac holds out: leave it out')
+    bestlast = bool(ms.heldout and (minutes or patience))
+    run = Run(0, train_len, int(asked['batchsize']), valid_len, str(schedule), warmup, end or 0.0, patience, bestlast)
     if minutes is not None:
         return run, 60 * minutes
     train_len = train_len or epochsteps
-    return _checked(replace(run, train_len=train_len, steps=num_rounds * train_len, valid_len=0 if ms.heldout else valid_len or epochsteps)), None
+    valid_len = 0 if ms.heldout else valid_len or epochsteps
+    return _checked(replace(run, train_len=train_len, steps=num_rounds * train_len, valid_len=valid_len)), None
 
 
 def resumed(ms, asked):
@@ -138,18 +147,26 @@ def resumed(ms, asked):
     """
     defaults = inspect.signature(ms.trainmodel).parameters
     for name, value in asked.items():
-        if value != defaults[name].default:
+        default = defaults[name].default
+        if type(value) is not type(default) or value != default:
             raise ValueError(f'{name}={short(value)} does nothing with resume=True, which finishes a run as it was begun: leave {name} out')
-    ms.model                            # the last checkpoint is the newest whole one
-    run = Run.fromfacts(ms.checkpoint.facts['run']) if ms.checkpoint and 'run' in ms.checkpoint.facts else None
-    if run is None or run.isover:
-        raise ValueError('there is no run to finish: the last one ended as it was meant to, so train on without resume=True'
-                         if run else 'there is no run to finish: begin one, without resume=True')
+    model, last = ms.model, ms.checkpoint       # the newest whole one, where none was restored
+    if last is None or 'run' not in last.facts:
+        raise ValueError('there is no run to finish: begin one, without resume=True')
+    run = Run.fromfacts(last.facts['run'])
+    best = ms.workdir.scan()[0].best
+    isended = not run.bestlast or 'copyof' in last.facts or best is None or best.name == last.name        # else it has still to go back
+    if run.isover and isended:
+        raise ValueError('there is no run to finish: the last one ended as it was meant to, so train on without resume=True')
+    if (model.updates, model.epoch, model.pos) != (last.facts.get('updates', 0), last.epoch, last.pos):
+        raise ValueError(f'the network in memory is not that of its last checkpoint, {last.name}, from which resume=True goes on: '
+                         'ms.restore() brings that one back')
     return run, None
 
 
 def planned(run, seconds, stepseconds, validationseconds, validationsteps):
-    """`run` with as many steps as `seconds` allow, and, where nothing else was asked for, rounds whose validations take a twentieth of them at most.
+    """`run` with as many steps as `seconds` allow, and, where nothing else was asked for, rounds whose validations take a twentieth of them
+    at most.
 
     validationseconds: of a validation of `validationsteps`, all of the held-out part or, where there is none, an epoch
     """

@@ -11,6 +11,7 @@ import numpy as np
 import history
 import native
 import report
+import saving
 from advice import Advisor
 from errors import CheckpointError, WorkDirError, reason
 from generate import Stream
@@ -72,6 +73,7 @@ class Saver:
         """Write the history's rows; where the disk refuses, they wait for the next time."""
         self.flushed = time.monotonic()
         try:
+            self.ms.workdir.statefile()         # none: an empty directory in the model's place, as where a disk is unplugged
             self.history.flush(sync)
             self.historyerror = None
         except (OSError, WorkDirError) as error:
@@ -88,7 +90,7 @@ class Saver:
         """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
         self.flush(sync=True)
         try:
-            checkpoint = self.ms._writecheckpoint(loss, losskind, run=self.run.facts(), **facts)
+            checkpoint = saving.write(self.ms, loss, losskind, run=self.run.facts(), **facts)
         except (OSError, MemoryError, WorkDirError) as error:
             self.error = error
             report.warn(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
@@ -109,10 +111,10 @@ class Saver:
     def close(self):
         """At the training's end: CheckpointError where the last checkpoint could not be written."""
         if self.error:
-            batchsize = self.ms.model.get_state().shape[1]
+            step = f'batchsize={self.ms.model.get_state().shape[1]}, train_len=1{"" if self.ms.heldout else ", valid_len=1"}'
             raise CheckpointError(f"the last checkpoint could not be written to '{self.ms.workdir.path}' ({reason(self.error)}): the trained "
                                   'network is in memory only, so make room and train on, if only for a step, as in '
-                                  f'ms.trainmodel(batchsize={batchsize}, train_len=1{"" if self.ms.heldout else ", valid_len=1"})') from self.error
+                                  f'ms.trainmodel({step})') from self.error
 
 
 def train(ms, run, seconds, clear_state, print_every, save_every, keep):
@@ -134,7 +136,8 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep):
     _placestate(model, run.batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:]
     if newest and newest[0].counter > (ms.checkpoint.counter if ms.checkpoint else 0):
-        report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer checkpoint, {newest[0].name}.')
+        report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer '
+                   f'checkpoint, {newest[0].name}.')
     _heading(ms, run, epochsteps)
     saver = Saver(ms, run, save_every, keep)
     try:
@@ -161,7 +164,8 @@ def _heading(ms, run, epochsteps):
         + (f', after {_count(run.warmup, "step")} of warm-up' if run.warmup else '') + '.')
     left = (f'{_count(run.rounds, "round")} of {_count(run.train_len, "step")}' if not run.done
             else f'{run.steps - run.done:,} of {_count(run.steps, "step")} left')
-    report.say(f'{ms._describe()}.\n{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {native.describe()}.\n'
+    report.say(f'{ms._describe()}.\n'
+               f'{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {native.describe()}.\n'
                f'{left} from epoch {ms.model.epoch}, position {ms.model.pos},\nwith {validation}'
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if dear else '.') + schedule)
 
@@ -184,11 +188,11 @@ def _rounds(ms, run, print_every, epochsteps, interrupts, saver):
         loss = None if interrupts.asked else _validate(ms, run, epochsteps, interrupts, saver, title)
         if interrupts.asked:
             stopped = f'Stopped in round {run.validated + 1}, after {_count(run.round - run.left, "step")} of {run.round:,}'
+            howon = '\nresume=True (on the command line --resume) finishes the run.' if run.done else ''
             if not saver.losses:
-                report.say(f'{stopped}: nothing has changed since the last checkpoint.')
+                report.say(f'{stopped}: nothing has changed since the last checkpoint.{howon}')
             elif checkpoint := saver.writetraining():
-                report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}\n'
-                           'ms.trainmodel(resume=True) finishes the run.')
+                report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}{howon}')
             return
         run.validate(loss)
         trainloss = float(np.mean(losses)) if losses else math.nan      # none: broken off between the last step and the validation
@@ -212,7 +216,7 @@ def _endonbest(ms, run, saver):
     if best is None or saver.error or best.name == ms.checkpoint.name:
         return
     try:
-        ms._filled(best.name, ms.model)
+        saving.filled(ms, best.name, ms.model)
     except (OSError, WorkDirError) as error:
         report.warn(f'The best checkpoint could not be read ({reason(error)}): the model stays as it was last.')
         return
@@ -230,12 +234,6 @@ def _change(kind, before, loss):
 
 def _count(number, thing):
     return f'{number:,} {thing}{"s" * (number != 1)}'
-
-
-def diverged(ms):
-    """The sentence for a network whose numbers are none any more."""
-    return (f'the training has diverged at epoch {ms.model.epoch}, position {ms.model.pos}: go on from the last checkpoint, or '
-            f'ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')
 
 
 def lossline(loss):
@@ -274,7 +272,7 @@ def _step(ms, run, epochsteps, saver, advisor):
     learnrate, start = run.learnrate(ms.hyper.learnrate), time.perf_counter()
     loss, gradnorm, clipped = model.trainstep(*batch, ms.hyper, learnrate)
     if not math.isfinite(loss):
-        raise FloatingPointError(diverged(ms))
+        raise FloatingPointError(saving.diverged(ms))
     before = model.get_state()
     model.pos, model.epoch, state = advance(model.pos, model.epoch, before, epochsteps)
     if state is not before:
@@ -326,13 +324,15 @@ def _measure(ms, batchsize):
     model, hyper = ms.model, ms.hyper
     arrays, counts = model.arrays(), (model.updates, model.cacheupdates)
     model.set_state(np.zeros((model.layers, batchsize, model.state_size), np.float32))
-    batch = ms.data.batch(0, batchsize)
     state = model.get_state()
     steps, validations = [], []
+
+    def batch():
+        return ms.data.batch(0, batchsize)
     try:
         start = time.perf_counter()
         while len(steps) < 4 or time.perf_counter() - start < MEASURE:
-            for times, work in (steps, lambda: model.trainstep(*batch, hyper)), (validations, lambda: model.evaluate(*batch, state)):
+            for times, work in (steps, lambda: model.trainstep(*batch(), hyper)), (validations, lambda: model.evaluate(*batch(), state)):
                 before = time.perf_counter()
                 work()
                 times.append(time.perf_counter() - before)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import report
+import saving
 import storage
 from rn_rnn_char import ModelState
 
@@ -40,7 +41,7 @@ def main():
             ms = ModelState.initfromsrcfile(directory / 'text.txt', directory / f'{layers}x{state_size}', layers=layers, state_size=state_size,
                                             init_checkpoint=False)
             ms.model.set_state(np.zeros((layers, batchsize, state_size)))
-            taken = median(lambda: ms._writecheckpoint(4.5, 'training'), 9)
+            taken = median(lambda: saving.write(ms, 4.5, 'training'), 9)
             size = (ms.workdir.path / ms.checkpoint.arrays).stat().st_size
             checked = median(lambda: storage.filechecksum(ms.workdir.path / ms.checkpoint.arrays), 5)
             read = median(lambda: ms.workdir.loadarrays(ms.checkpoint), 5)

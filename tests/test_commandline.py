@@ -171,6 +171,7 @@ def test_help_fits_into_80_columns_and_its_examples_are_commands():
     (['train', 'a', '--seed', '1', '--seq_len', '5'],
      '--seq-len, --seed: for a new model only, so give its text FILE before DIR, or leave them out'),
     (['train', 'a', 'b', '--checkpoint', 'best'], '--checkpoint is one of a model that is there'),
+    (['train', 'a', 'b', '--resume'], '--resume finishes a run of a model that is there'),
     (['train', __file__], 'is a file: give a directory DIR for its model as well'),
 ])
 def test_wrong_usage_is_said_with_exit_code_2(words, sentence, ran):
@@ -193,6 +194,10 @@ def test_wrong_values_are_refused_in_the_librarys_sentence_with_exit_code_1(book
             (['info', tmp_path], 'holds no model'),
             (['train', work, '--layers', '3'], 'layers is 2 for good, it shapes the network'),
             (['train', work, '--learnrate', '-1'], 'learnrate must be more than 0'),
+            (['train', work, '--momentum', '0.5'], "momentum=0.5 does nothing with optimizer='rmsprop'"),
+            (['train', work, '--schedule', 'linea'], 'did you mean linear?'),
+            (['train', work, '--resume', '--train-len', '5'], 'train_len=5 does nothing with resume=True'),
+            (['train', work, '--resume'], 'no run to finish'),
             (['train', work, '--batchsize', '0'], 'batchsize'),
             (['train', path / 'text.txt', tmp_path / 'new', '--modeltype', 'GRUEncoder'], 'did you mean GRUEncode?')]:
         code, out, err = ran(*words)
@@ -306,6 +311,26 @@ def test_ctrl_c_ends_a_training_with_a_checkpoint_written(book, tmp_path):
     assert (process.returncode, out) == (130, '') and 'Stopped in round 1' in err and 'Traceback' not in err
     ms = ModelState.load(tmp_path / 'work')
     assert ms.checkpoint.kind == 'training' and ms.checkpoint.epoch * ms.data.batchepoch(8) + ms.checkpoint.pos >= 20
+
+
+def test_resume_finishes_the_run_that_ctrl_c_broke_off(book, tmp_path):
+    run = [*NEW, *TRAINING, '--train-len', '2000', '--schedule', 'linear', '--warmup', '5', '--print-every', '20', '--valid-frac', '0.2']
+    del run[run.index('--valid-len'):run.index('--valid-len') + 2]
+    process = start('train', book[0] / 'text.txt', tmp_path / 'work', *run)
+    for line in process.stderr:
+        if 'sample at step 20 ' in line:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'resume=True (on the command line --resume) finishes the run.' in err
+    code, out, err = done('train', tmp_path / 'work', '--resume', '--print-every', '0')
+    assert (code, out) == (0, '') and re.search(r'1,\d\d\d of 2,000 steps left', err) and 'Round 1/1: validation loss' in err
+    assert done('train', book[0] / 'text.txt', tmp_path / 'whole', *run, '-q')[0] == 0
+    one, two = ModelState.load(tmp_path / 'work'), ModelState.load(tmp_path / 'whole')
+    for name, value in two.model.arrays().items():
+        np.testing.assert_array_equal(one.model.arrays()[name], value, err_msg=name)
+    np.testing.assert_array_equal(one.history()['learnrate'], two.history()['learnrate'])
+    assert one.checkpoint.loss == two.checkpoint.loss
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fuzz_storage
+import saving
 import storage
 from errors import RNGRUError
 from rn_rnn_char import ModelState
@@ -86,7 +87,7 @@ class Directory:
         self.codes, self.charset, self.facts = np.array(ms.data.codes), ms.charset, (ms.modeltype, ms.seed, ms.seq_len, ms.numchars)
         self.arrays = {}
         for each in self.checkpoints:
-            ms._filled(each.name, ms.model)
+            saving.filled(ms, each.name, ms.model)
             self.arrays[each.name] = ms.model.arrays()
 
     def outcome(self, name, mutated, isanothers):
@@ -120,7 +121,7 @@ class Directory:
             assert value.tobytes() == self.arrays[ms.checkpoint.name][key].tobytes()
         if name in self.older and mutated != self.files[name]:
             with pytest.raises(RNGRUError, match=name):
-                ms._filled(next(each.name for each in self.checkpoints if each.arrays == name), ms.model)
+                saving.filled(ms, next(each.name for each in self.checkpoints if each.arrays == name), ms.model)
             return 'refused where it is named, else not read'
         if ms.checkpoint == self.checkpoints[-1]:
             return 'the newest, which is whole' if mutated != self.files[name] else 'nothing was changed'

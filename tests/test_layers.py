@@ -3,6 +3,8 @@
 `PYTHONPATH=. python tests/test_layers.py` prints the constants of TRAINED, worked out in float64 without Theano or our Ops.
 """
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -688,6 +690,17 @@ def test_memory_counts_the_caches(monkeypatch):
             else:
                 with pytest.raises(MemoryError):
                     layers.GRUEncode.checkmemory(10, 1, 1000, hyper=HyperParams(optimizer=optimizer, ema=ema))
+
+
+def test_memory_counts_what_dropout_makes(monkeypatch):
+    """Of B T = 50 characters and 3 layers of 10 units: 8 (3 + 1) 10 numbers a character, with dropout 2 x 3 x 10 more."""
+    count = layers.GRUEncode.count(10, 3, 10)
+    for dropout, numbers in ((0.0, 320), (0.2, 380)):
+        needed = 4 * (50 * numbers + 4 * count)
+        for memory, fits in ((needed, True), (needed - 1, False)):
+            monkeypatch.setattr(layers.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
+            with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
+                layers.GRUEncode.checkmemory(10, 3, 10, 5, 10, HyperParams(dropout=dropout))
 
 
 # --- The other functions -----------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import pytest
 import engine
 import model
 import report
+import saving
 from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
+from run import Run
 
 ROOT = Path(__file__).parent.parent
 TEXT = ''.join(f'Line {i}: the quick brown fox, {i * i}.\n' for i in range(60))
@@ -50,7 +52,9 @@ def test_signatures_are_those_of_the_contract():
                                      'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01, 'clipping': 'value', 'clip': 5.0,
                                      'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
-                                               'clear_state': False, 'save_every': 600, 'keep': None, 'threads': None, 'verbose': True}
+                                               'clear_state': False, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
+                                               'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None,
+                                               'threads': None, 'verbose': True}
     for writer in (generatestring, ModelState.sample, ModelState.stream):
         assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
                                     'until': None, 'n': None, 'state': None}
@@ -230,7 +234,7 @@ def test_a_change_of_optimizer_holds_from_the_next_training_on_and_is_said(srcfi
 def test_a_checkpoint_written_between_a_change_and_a_training_can_be_restored(srcfile):
     ms = make(srcfile)
     ms.hyper.optimizer, ms.hyper.ema = 'adam', 0.9
-    ms._writecheckpoint(3.0, 'validation')
+    saving.write(ms, 3.0, 'validation')
     again = ModelState.load(srcfile.parent / 'work')
     assert again.model.arrays().keys() == ms.model.arrays().keys() and again.hyper.optimizer == 'adam'
 
@@ -250,9 +254,32 @@ def test_without_a_checkpoint_the_seed_gives_the_orthogonal_parameters_back(srcf
 def test_a_checkpoint_whose_count_of_updates_is_none_is_passed_over(srcfile, name, count):
     ms = make(srcfile)
     good = ms.checkpoint.name
-    ms._writecheckpoint(3.0, 'validation', **{name: count})
+    saving.write(ms, 3.0, 'validation', **{name: count})
     with pytest.warns(UserWarning, match=name):
         assert ModelState.load(srcfile.parent / 'work').checkpoint.name == good
+
+
+# --- Runs in checkpoints ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('damage', [{'batchsize': 17}, {'batchsize': 10 ** 9}, {'valid_len': 0}, {'train_len': 0}, {'warmup': 8},
+                                    {'done': -1}, {'schedule': 'x'}, {'halvings': 10 ** 400}, {'best': float('nan')}, {'bestlast': 1}, {'more': 1}, None, 'run', []],
+                         ids=lambda damage: repr(damage)[:30])
+def test_a_checkpoint_with_a_nonsense_run_is_refused_in_one_sentence(srcfile, damage):
+    ms = make(srcfile)
+    good = ms.checkpoint.name
+    run = Run(8, 4, 1, 2, done=2).facts()              # the state of an untrained network is one row
+    saving.write(ms, 3.0, 'validation', run=run)
+    assert ModelState.load(srcfile.parent / 'work').checkpoint.name == ms.checkpoint.name
+    ms.workdir.remove([ms.checkpoint])
+    saving.write(ms, 3.0, 'validation', run={**run, **damage} if isinstance(damage, dict) else damage)
+    with pytest.warns(UserWarning, match='run of training'):
+        again = ModelState.load(srcfile.parent / 'work')
+    assert again.checkpoint.name == good
+    with pytest.raises(RNGRUError, match=f'{ms.checkpoint.name} is damaged.*run of training') as raised:
+        again.restore(ms.checkpoint.name)
+    assert '\n' not in str(raised.value) and len(str(raised.value)) < 400
+    with pytest.raises(ValueError, match='no run to finish'):
+        again.trainmodel(resume=True)
 
 
 # --- Text -------------------------------------------------------------------------------------------------------------
@@ -326,6 +353,9 @@ HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeE
          ({'optimizer': 'adamm'}, ValueError, 'did you mean adam'), ({'momentum': 0.5}, ValueError, "optimizer='sgd'"),
          ({'optimizer': 'adam', 'decay': 0.9}, ValueError, "optimizer='rmsprop'"), ({'optimizer': 'sgd', 'beta1': 1}, ValueError, 'below 1'),
          ({'optimizer': 'adam', 'weight_decay': 0.1}, ValueError, "optimizer='adamw'"), ({'clip': 0}, ValueError, 'more than 0'),
+         ({'valid_frac': 0.999}, ValueError, r'valid_frac 0.999 leaves \d of'),
+         ({'valid_frac': 1e-9, 'seq_len': 1}, ValueError, 'valid_frac 1e-09 holds out 1 of'),
+         ({'valid_frac': 1}, ValueError, 'below 1'), ({'valid_frac': '0.1'}, TypeError, '0.1'), ({'dropout': 1}, ValueError, 'below 1'),
          ({'learnrate': 10 ** 400}, ValueError, 'inf'), ({'layers': 100, 'state_size': 100_000}, MemoryError, '100 x 100000')]
 
 
@@ -397,7 +427,10 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'batchsize': 10 ** 6}, ValueError), ({'batchsize': '16'}, TypeError), ({'batchsize': True}, TypeError),
             ({'train_len': -1}, ValueError), ({'valid_len': -1}, ValueError), ({'print_every': -5}, ValueError),
             ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
-            ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError)]
+            ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError),
+            ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
+            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError), ({'warmup': -1}, ValueError),
+            ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError), ({'resume': 1}, TypeError)]
 
 
 @pytest.mark.parametrize('options, error', TRAINING)
@@ -410,6 +443,33 @@ def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfi
         ms.trainmodel(**options)
     assert '\n' not in str(raised.value) and str(*options.values()) in str(raised.value)
     assert tree(srcfile.parent) == before
+
+
+# What was asked for; of a model with a held-out part; what is said.
+CONTRADICTIONS = [
+    ({'schedule': 'cosin'}, False, "schedule takes one of 'constant', 'linear', 'cosine', 'plateau', got 'cosin', did you mean cosine?"),
+    ({'schedule': 'zzz'}, False, "got 'zzz'"),
+    ({'end_learnrate': 0.0001}, False, "end_learnrate=0.0001 does nothing with schedule='constant': leave it out, or choose 'linear'"),
+    ({'end_learnrate': 0}, False, "end_learnrate=0 does nothing with schedule='constant'"),
+    ({'end_learnrate': 0.002, 'schedule': 'linear'}, False, 'end_learnrate 0.002 lies above the learnrate 0.001'),
+    ({'end_learnrate': -0.1, 'schedule': 'plateau'}, False, 'end_learnrate must be at least 0 and finite, got -0.1'),
+    ({'minutes': 5, 'num_rounds': 3}, False, 'num_rounds=3 and minutes=5 both say when to stop'),
+    ({'warmup': 10, 'train_len': 5, 'num_rounds': 2}, False, 'warmup=10 leaves none of the 10 steps of the run'),
+    ({'warmup': 10 ** 6}, False, 'warmup=1000000 leaves none of the'),
+    ({'valid_len': 3}, True, 'valid_len=3 does nothing here, since validation is on all of the')]
+
+
+@pytest.mark.parametrize('options, isheldout, said', CONTRADICTIONS)
+def test_arguments_of_trainmodel_that_contradict_each_other_are_refused_at_the_door(srcfile, options, isheldout, said, monkeypatch, capsys):
+    make(srcfile, valid_frac=0.25 * isheldout)
+    ms = ModelState.load(srcfile.parent / 'work')
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    monkeypatch.setattr(report, 'verbose', True)
+    before = tree(srcfile.parent)
+    with pytest.raises(ValueError) as raised:
+        ms.trainmodel(**options)
+    assert '\n' not in str(raised.value) and said in str(raised.value)
+    assert tree(srcfile.parent) == before and capsys.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError), ((5, float('nan')), ValueError),
@@ -555,13 +615,13 @@ def test_a_checkpoint_of_another_network_is_passed_over(trained, srcfile):
     other.trainmodel(num_rounds=3, train_len=1, valid_len=1, print_every=0)
     for name in (other.checkpoint.name, other.checkpoint.arrays):
         (trained.workdir.path / name).write_bytes((other.workdir.path / name).read_bytes())
-    with pytest.warns(UserWarning, match='2 x 8'):
+    with pytest.warns(UserWarning, match='layers=2'):
         ms = ModelState.load(trained.workdir.path)
     assert ms.hyper.layers == 1 and ms.checkpoint == trained.checkpoint
-    with pytest.warns(UserWarning, match='2 x 8'):
+    with pytest.warns(UserWarning, match='layers=2'):
         ms.restore()
     assert ms.model.pos == 2
-    with pytest.raises(RNGRUError, match='2 x 8'):
+    with pytest.raises(RNGRUError, match='layers=2'):
         ms.restore(other.checkpoint.name)
 
 
@@ -572,7 +632,7 @@ def losses(ms, *values):
     for pos, value in enumerate(values, 1):
         ms.model.pos = pos
         loss, kind = value if isinstance(value, tuple) else (value, 'validation')
-        ms._writecheckpoint(loss, kind)
+        saving.write(ms, loss, kind)
 
 
 def test_checkpoints_show_themselves_as_a_table_with_the_best_starred(srcfile):
@@ -623,11 +683,12 @@ def test_info_says_what_is_there_and_what_is_damaged(srcfile):
     ms = make(srcfile)
     losses(ms, 2.5, 1.25, 2.0)
     (ms.workdir.path / 'notes.txt').write_text('mine')
+    (ms.workdir.path / 'history.csv').write_text('time\n' * 100)
     first, best, last = ms.checkpoints()[-3:]
     text = repr(ms.info())
     assert text == str(ms.info()) and isinstance(ms.info(), str)
     for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}', f'best {best.name}',
-                 'notes.txt', 'Every file is whole.', 'Nobody is training here.', 'free on this disk'):
+                 'notes.txt', '  history      500 bytes  history.csv', 'Every file is whole.', 'Nobody is training here.', 'free on this disk'):
         assert part in text
     flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / model.DATAFILE)
     (ms.workdir.path / last.arrays).unlink()

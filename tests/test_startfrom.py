@@ -12,7 +12,7 @@ import engine
 import model
 import report
 from conftest import naive_logits
-from rn_rnn_char import ModelState, RNGRUError
+from rn_rnn_char import HyperParams, ModelState, RNGRUError
 
 ROOT = Path(__file__).parent.parent
 FIRST, SECOND = 'bd\ndb\nbbdd\n' * 20, 'cab\nac\n' * 30
@@ -129,7 +129,8 @@ def test_the_first_checkpoint_holds_the_loss_of_the_starting_parameters(tmp_path
 def test_shape_and_hyperparameters_are_the_others_but_for_those_given(first, tmp_path):
     second = make(tmp_path, SECOND, 'second', start_from=first.workdir.path, decay=0.8)
     assert second.modeltype == first.modeltype
-    assert second.hyper.facts() == {'layers': 2, 'state_size': 4, 'learnrate': 0.02, 'decay': 0.8, 'regcost': 0.5}
+    assert second.hyper == HyperParams(layers=2, state_size=4, learnrate=0.02, decay=0.8, regcost=0.5)
+    assert second.hyper.facts() == {**first.hyper.facts(), 'decay': 0.8}
     third = make(tmp_path, SECOND, 'third', start_from=first.workdir.path, modeltype=str(first.modeltype), layers=2, state_size=4)
     assert third.hyper == first.hyper and ModelState.load(third.workdir.path).modeltype == first.modeltype
 
@@ -294,6 +295,15 @@ def test_the_default_model_type_asked_for_by_name_is_an_explicit_one(tmp_path, n
     assert not (tmp_path / 'second').exists() and make(tmp_path, SECOND, 'third', start_from=first).modeltype == name
 
 
+def test_a_hyperparameter_is_judged_by_the_others_optimizer(encode, tmp_path):
+    encode.hyper.optimizer = 'sgd'
+    assert make(tmp_path, SECOND, 'second', start_from=encode, momentum=0.5).hyper.momentum == 0.5
+    for given, said in ({'decay': 0.5}, "optimizer='sgd': leave it out, or set optimizer='rmsprop'"), ({'optimizer': 'adam', 'momentum': 0.5}, 'adam'):
+        with pytest.raises(ValueError, match=f'does nothing with .*{said}'):
+            make(tmp_path, SECOND, 'third', start_from=encode, **given)
+    assert not (tmp_path / 'third').exists()
+
+
 def test_a_model_in_memory_is_no_place_for_the_new_one(encode, tmp_path):
     with pytest.raises(RNGRUError, match='directory of start_from'):
         make(tmp_path, SECOND, 'first', start_from=encode)
@@ -305,7 +315,7 @@ def test_failing_in_mid_start_leaves_the_disk(encode, tmp_path, monkeypatch):
 
     def interrupt(*args):
         raise KeyboardInterrupt
-    for where, name in ((model, 'encodefile'), (model, 'savefacts'), (model.startfrom, 'takeover'), (ModelState, '_writecheckpoint')):
+    for where, name in ((model, 'encodefile'), (model, 'savefacts'), (model.startfrom, 'takeover'), (model.saving, 'write')):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, interrupt)
             with pytest.raises(KeyboardInterrupt):

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 import report
+import saving
 import train
+from conftest import naive_logits, naive_nll
 from rn_rnn_char import ModelState, RNGRUError
+from run import Run
 
 ROOT = Path(__file__).parent.parent
 TEXT = ''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(40))
@@ -57,8 +60,10 @@ def test_each_state_vector_walks_through_the_whole_source(make, numseqs, batchsi
     ms.model.trainstep = trainstep
     epochsteps = -(-numseqs // batchsize)
     assert ms.data.batchepoch(batchsize) == epochsteps
-    for _ in range(batchsize * epochsteps):
-        train._step(ms, batchsize, epochsteps)
+    run = Run(batchsize * epochsteps, epochsteps, batchsize, 1)
+    saver = train.Saver(ms, run, 0, None)
+    for _ in range(run.steps):
+        train._step(ms, run, epochsteps, saver, train.Advisor(ms))
     assert (ms.model.epoch, ms.model.pos) == (batchsize, 0)
     for i in range(batchsize):
         # Where B doesn't divide n, the last rows re-read the text's beginning before they wrap to row 0.
@@ -394,7 +399,7 @@ def test_saves_within_a_round_take_turns_in_one_slot_and_run_no_validation(make,
         + [second] * 3 + [first + [('validation', 8), ('training', 11)]] * 3 + [first + [('validation', 8), ('training', 14)]] * 2
     assert evaluated == [8, 16]
     assert [c.loss for c in ms.checkpoints() if c.kind == 'training'] == [pytest.approx(np.mean(losses[11:14]))]
-    assert len(list(ms.workdir.path.iterdir())) == 3 + 2 * 4
+    assert len(list(ms.workdir.path.iterdir())) == 4 + 2 * 4
 
 
 def test_a_long_validation_does_not_keep_steps_unsaved(make, monkeypatch):
@@ -436,3 +441,249 @@ def test_the_ctrl_c_checkpoint_takes_the_slot_too(make):
     between(ms, {4: lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01))})
     ms.trainmodel(train_len=9, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)
     assert [(c.kind, c.pos) for c in ms.checkpoints()] == [('untrained', 0), ('training', 4)]
+
+
+# --- The held-out part ------------------------------------------------------------------------------------------------
+
+def test_the_heldout_part_is_never_trained_on_and_validated_as_a_whole(make):
+    ms = make(valid_frac=0.3, dropout=0.1)
+    length = int(0.7 * len(TEXT)) // 10 * 10
+    assert (ms.data.numchars, ms.heldout.numchars) == (length, len(TEXT) - length)
+    assert ms.charset.decode(np.array(ms.data.codes[:length])) == TEXT[:length]
+    trainstep, evaluate, trained, evaluated = ms.model.trainstep, ms.model.evaluate, [], []
+
+    def step(x, y, *rest):
+        trained.extend(ms.charset.decode(np.append(x[:, i], y[-1, i])) for i in range(x.shape[1]))
+        return trainstep(x, y, *rest)
+    ms.model.trainstep = step
+    ms.model.evaluate = lambda x, y, state: evaluated.append((x.copy(), y.copy())) or evaluate(x, y, state)
+    before = ms.model.arrays()
+    ms.trainmodel(batchsize=8, print_every=0)
+    assert len(trained) == 8 * ms.data.batchepoch(8)
+    wrapped = TEXT[:length] + TEXT[0]                                   # the last target is the text's first character
+    assert {text for text in trained} == {wrapped[start:start + 11] for start in range(0, length, 10)}
+    x, y = (np.concatenate([each[i].T.ravel() for each in evaluated]) for i in (0, 1))
+    held = ms.charset.encode(TEXT[length:])
+    assert len(y) == len(held) - 1
+    assert np.array_equal(np.bincount(y), np.bincount(held[1:])) and np.array_equal(np.bincount(x), np.bincount(held[:-1]))
+    # As DataSet's rows are read: eight stretches side by side from a zero state, what is left over behind the last one.
+    size, params, total = (len(held) - 1) // 8, ms.model.get_params(), 0.0
+    for row in range(8):
+        stretch = held[row * size:(row + 1) * size + 1] if row < 7 else held[7 * size:]
+        logits, _ = naive_logits(params, stretch[:-1, None], np.zeros((2, 1, 8)))
+        total += naive_nll(logits, stretch[1:, None]) * (len(stretch) - 1)
+    assert ms.checkpoint.loss == pytest.approx(total / (len(held) - 1), rel=1e-5)
+    assert (ms.checkpoint.epoch, ms.checkpoint.pos) == (1, 0) and before.keys() == ms.model.arrays().keys()
+    assert ModelState.load(ms.workdir.path).data.numchars == length
+    ms.trainmodel(batchsize=8, train_len=1, print_every=0)
+    trained = ModelState.load(ms.workdir.path)
+    trained.model.pos = ms.data.batchepoch(8)                           # of the training part: beyond it
+    saving.write(trained, 1.0, 'validation')
+    with pytest.warns(UserWarning, match='beyond an epoch'):
+        assert ModelState.load(ms.workdir.path).checkpoint.pos == 1
+
+
+# --- By the clock, and with patience ----------------------------------------------------------------------------------
+
+def test_minutes_take_about_that_long_and_timing_the_steps_changes_nothing(make, monkeypatch):
+    options = {'valid_frac': 0.2, 'dropout': 0.2, 'ema': 0.9, 'optimizer': 'adam'}
+    ms, planned = make(**options), make('planned', **options)
+    start = time.monotonic()
+    ms.trainmodel(minutes=0.1, batchsize=8, schedule='cosine', warmup=7, print_every=0)
+    assert 0.5 * 6 < time.monotonic() - start < 1.6 * 6
+    checkpoint = next(c for c in ms.checkpoints() if c.kind == 'validation')
+    run = Run.fromfacts(checkpoint.facts['run'])
+    assert run.validated == 1 and run.done == run.train_len < run.steps and run.bestlast and run.valid_len == 0
+    begun = Run(run.steps, run.train_len, 8, 0, 'cosine', 7, bestlast=True)
+    monkeypatch.setattr(train, '_measure', lambda *args: (1, 1, 1))
+    monkeypatch.setattr(train, 'planned', lambda *args: begun)
+    planned.trainmodel(minutes=0.1, batchsize=8, schedule='cosine', warmup=7, print_every=0)
+    assert_same(ms, planned)
+    assert [c.loss for c in ms.checkpoints()] == [c.loss for c in planned.checkpoints()]
+    assert begun.done == run.steps and not ms.history().steps['updates'][0] > 1
+
+
+def losses(ms, *values):
+    """Have validation give these losses, a round each, whatever the network; it is of one step."""
+    values = iter(values)
+    ms.model.evaluate = lambda x, y, state: (float(next(values)), state)
+    ms.heldout and vars(ms).update(_parts=(ms.data, OneBatch(ms.heldout)))
+    return ms
+
+
+class OneBatch:
+    """A held-out part whose validation is one call."""
+
+    def __init__(self, heldout):
+        self.numchars = heldout.numchars
+
+    def rows(self, batchsize):
+        return 1
+
+    def numsteps(self, batchsize):
+        return 1
+
+    def losses(self, evaluate, *rest):
+        yield evaluate(None, None, None)[0]
+
+
+def test_patience_ends_early_on_the_best_checkpoint_whose_copy_is_the_latest(make, monkeypatch, capsys):
+    ms, straight = losses(make(valid_frac=0.2), 3, 2, 2.5, 2, 2.2), losses(make('straight', valid_frac=0.2), 3, 2, 9)
+    monkeypatch.setattr(report, 'verbose', True)
+    ms.trainmodel(num_rounds=9, train_len=4, batchsize=8, patience=3, print_every=0)
+    out = capsys.readouterr().out
+    first, second, third, fourth, fifth, copy = [c for c in ms.checkpoints() if c.kind == 'validation']
+    assert [c.loss for c in (first, second, third, fourth, fifth, copy)] == [3, 2, 2.5, 2, 2.2, 2]
+    # Of equals the newer one is the best: the fourth, after 16 steps.
+    for said in 'Stopped early: 3 validations in a row', f'Ended on the best checkpoint, {fourth.name}', f'copy {copy.name} is the latest':
+        assert said in out
+    assert copy.facts['copyof'] == fourth.name and ms.checkpoint == copy and ms.model.updates == 16
+    again = ModelState.load(ms.workdir.path)
+    assert again.checkpoint == copy and again.model.updates == 16
+    for name, value in again.workdir.loadarrays(fourth).items():
+        np.testing.assert_array_equal(again.model.arrays()[name], value)
+    straight.trainmodel(num_rounds=2, train_len=4, batchsize=8, print_every=0)
+    straight.trainmodel(num_rounds=1, train_len=4, batchsize=8, print_every=0)
+    assert straight.model.updates == 12 and not any('copyof' in c.facts for c in straight.checkpoints())    # without patience: the last one
+
+
+def test_without_a_heldout_part_patience_ends_early_on_the_last_checkpoint(make):
+    ms = losses(make(), 3, 2, 2.5, 2.25)
+    ms.trainmodel(num_rounds=9, train_len=4, batchsize=8, valid_len=1, patience=2, print_every=0)
+    assert ms.model.updates == 16 and ms.checkpoint.loss == 2.25 and len(ms.checkpoints()) == 5
+
+
+def test_a_run_that_ends_on_its_best_checkpoint_anyway_writes_no_copy(make):
+    ms = losses(make(valid_frac=0.2), 3, 2, 1)
+    ms.trainmodel(num_rounds=3, train_len=4, batchsize=8, patience=2, print_every=0)
+    assert [c.loss for c in ms.checkpoints()][1:] == [3, 2, 1] and ms.model.updates == 12
+
+
+def test_best_of_a_run_with_another_batchsize_is_gone_back_to(make):
+    ms = losses(make(valid_frac=0.2), 1, 3, 2)
+    ms.trainmodel(train_len=4, batchsize=4, print_every=0)
+    ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, patience=2, print_every=0)
+    again = ModelState.load(ms.workdir.path)
+    assert again.checkpoint == ms.checkpoint and again.model.get_state().shape == (2, 4, 8) and again.model.updates == 4
+
+
+# --- Numbers that are none --------------------------------------------------------------------------------------------
+
+def test_a_loss_that_becomes_nan_names_the_update_and_the_next_use_goes_back(make):
+    ms = make()
+    trainstep, calls = ms.model.trainstep, [0]
+
+    def step(*args):
+        calls[0] += 1
+        done = trainstep(*args)
+        return (float('nan'), *done[1:]) if calls[0] == 6 else done
+    ms.model.trainstep = step
+    with pytest.raises(FloatingPointError, match='diverged at update 6, epoch 0, position 5') as raised:
+        ms.trainmodel(num_rounds=3, train_len=4, batchsize=8, valid_len=1, print_every=0)
+    assert '\n' not in str(raised.value)
+    assert [c.pos for c in ms.checkpoints()] == [0, 4] and (ms.model.updates, ms.model.pos) == (4, 4)
+    table = ms.history()
+    assert table.steps['updates'].tolist() == [1, 2, 3, 4, 5] and np.isfinite(table['loss']).all()
+    ms.hyper.learnrate = 0.0001
+    ms.trainmodel(resume=True, print_every=0)
+    assert ms.model.updates == 12 and ms.history().steps['learnrate'].tolist() == pytest.approx([0.001] * 4 + [0.0001] * 8)
+
+
+# --- The history ------------------------------------------------------------------------------------------------------
+
+def test_the_history_has_a_row_for_each_step_and_each_validation(make):
+    ms = make(clipping='norm', clip=0.1)
+    trainstep, given = ms.model.trainstep, []
+    ms.model.trainstep = lambda *args: given.append(trainstep(*args)) or given[-1]
+    ms.trainmodel(num_rounds=2, train_len=7, batchsize=16, valid_len=1, schedule='linear', warmup=2, print_every=0)      # 10 steps an epoch
+    table = ms.history()
+    steps, validations = table.steps, table.validations
+    assert table['kind'].tolist() == (['step'] * 7 + ['validation']) * 2
+    assert steps['updates'].tolist() == list(range(1, 15)) and validations['updates'].tolist() == [7, 14]
+    # Where the network stands behind the step.
+    assert list(zip(steps['epoch'], steps['position'])) == [(0, i) for i in range(1, 10)] + [(1, i) for i in range(5)]
+    assert steps['characters'].tolist() == [160 * i for i in range(1, 15)] and validations['characters'].tolist() == [160 * 7, 160 * 14]
+    for i, name in enumerate(('loss', 'gradnorm', 'clipped')):
+        assert steps[name].tolist() == pytest.approx([each[i] for each in given], rel=1e-5)
+    assert set(steps['clipped']) <= {0, 1} and validations['loss'].tolist() == pytest.approx([c.loss for c in ms.checkpoints()[1:]])
+    assert steps['learnrate'].tolist() == pytest.approx([0.0005, 0.001] + [0.001 * (12 - i) / 12 for i in range(12)])
+    assert (np.diff(table['seconds']) >= 0).all() and (steps['characters_per_second'] > 0).all()
+    ms = ModelState.load(ms.workdir.path)
+    ms.trainmodel(train_len=2, batchsize=16, valid_len=1, print_every=0)
+    table = ms.history()
+    assert table['updates'].tolist()[-4:] == [14, 15, 16, 16] and table['characters'][-1] == 160 * 16
+    assert (np.diff(table['seconds']) >= 0).all()                       # of all sessions together
+
+
+def test_rows_of_steps_that_are_made_again_are_superseded(make):
+    ms, straight = make(), make('straight')
+    straight.trainmodel(num_rounds=2, train_len=6, batchsize=8, valid_len=1, print_every=0)
+
+    def poweroff():
+        raise PowerOff
+    between(ms, {11: poweroff})
+    with pytest.raises(PowerOff):
+        ms.trainmodel(num_rounds=2, train_len=6, batchsize=8, valid_len=1, print_every=0)
+    assert ms.history()['updates'].tolist() == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10]              # flushed at the error
+    ms = ModelState.load(ms.workdir.path)
+    assert ms.model.updates == 6
+    ms.trainmodel(resume=True, print_every=0)
+    assert len((ms.workdir.path / 'history.csv').read_text().splitlines()) == 1 + 14 + 4       # it only grows
+    for name in ('kind', 'updates', 'epoch', 'position', 'loss', 'learnrate'):
+        np.testing.assert_array_equal(ms.history()[name], straight.history()[name])
+
+
+def test_the_history_is_written_before_each_checkpoint_every_few_seconds_and_at_ctrl_c(make, monkeypatch):
+    ms, now, seen = make(), [0.0], []
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
+
+    def look():
+        now[0] += 2
+        seen.append(len(ms.history()) if (ms.workdir.path / 'history.csv').exists() else 0)
+    between(ms, {i: look for i in range(1, 100)})
+    write = saving.write
+    atcheckpoint = []
+    monkeypatch.setattr(saving, 'write', lambda *args, **facts: atcheckpoint.append(len(ms.history())) or write(*args, **facts))
+    ms.trainmodel(num_rounds=2, train_len=8, batchsize=8, valid_len=1, print_every=0, save_every=0)
+    assert atcheckpoint == [9, 18] and seen[:9] == [0, 0, 0, 3, 3, 3, 6, 6, 9]                  # more than 5 seconds later
+    between(ms, {4: lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01))})
+    ms.trainmodel(train_len=50, batchsize=8, valid_len=1, print_every=0)
+    assert ms.history()['updates'].max() == 20
+
+
+@pytest.mark.parametrize('damage', ['nonsense', 'directory', 'disk'])
+def test_a_history_that_cannot_be_written_ends_no_training_and_is_said_once(make, monkeypatch, capsys, damage):
+    ms = make()
+    path = ms.workdir.path / 'history.csv'
+    if damage == 'directory':
+        path.mkdir()
+    elif damage == 'nonsense':
+        path.write_text('a,b,c\n1,2,3\n')
+    else:
+        def full(*args):
+            raise OSError(28, 'No space left on device')
+        monkeypatch.setattr(train.History, 'flush', full)
+    monkeypatch.setattr(report, 'verbose', True)
+    ms.trainmodel(num_rounds=4, train_len=3, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)
+    out = capsys.readouterr().out
+    assert out.count('The history could not be written') == 1
+    assert [c.pos for c in ms.checkpoints() if c.kind == 'validation'] == [3, 6, 9, 12]
+    if damage == 'nonsense':
+        assert path.read_text() == 'a,b,c\n1,2,3\n'
+        with pytest.raises(RNGRUError, match='holds no history of a training'):
+            ms.history()
+
+
+def test_before_any_training_and_in_an_old_model_there_is_no_history_but_one_begins(make):
+    ms = make()
+    for call in (ms.history, lambda: ms.plot(ms.workdir.path / 'x.png')):
+        with pytest.raises(FileNotFoundError, match='there is no history .*history.csv.*: training writes it') as raised:
+            call()
+        assert '\n' not in str(raised.value)
+    assert not (ms.workdir.path / 'x.png').exists() and 'history' not in ms.info()
+    ms.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=0)
+    (ms.workdir.path / 'history.csv').unlink()
+    ms = ModelState.load(ms.workdir.path)
+    ms.trainmodel(train_len=2, batchsize=8, valid_len=1, print_every=0)
+    assert ms.history()['updates'].tolist() == [4, 5, 5]
+    assert '  history ' in ms.info() and 'others' not in ms.info()

@@ -1,0 +1,148 @@
+"""What a run of training promises: its schedules and plans, worked out by hand, and that it comes back from a checkpoint or is refused."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from run import Run, planned
+
+
+def rate(run, done, peak, **changes):
+    return replace(run, done=done, **changes).learnrate(peak)
+
+
+# --- The learning rate --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('schedule, end, expected', [
+    ('constant', 0.0, {0: 1, 1: 1, 4: 1, 7: 1}),
+    ('linear', 0.0, {0: 1, 1: 0.875, 4: 0.5, 7: 0.125}),
+    ('linear', 0.2, {0: 1, 1: 0.9, 4: 0.6, 7: 0.3}),
+    ('cosine', 0.0, {0: 1, 2: 0.8535533906, 4: 0.5, 7: 0.0380602337}),          # (1 + cos 45°) / 2, (1 + cos 157.5°) / 2
+    ('cosine', 0.2, {0: 1, 2: 0.8828427125, 4: 0.6, 7: 0.2304481870}),
+    ('plateau', 0.2, {0: 1, 4: 1, 7: 1})])
+def test_schedules_run_from_the_learnrate_to_the_end_that_the_step_behind_the_last_would_have(schedule, end, expected):
+    run = Run(8, 8, 4, 1, schedule, end_learnrate=end)
+    assert {done: rate(run, done, 1) for done in expected} == pytest.approx(expected, abs=1e-9)
+    assert {done: rate(run, done, 0.004) for done in expected if not end} == pytest.approx(
+        {done: 0.004 * value for done, value in expected.items() if not end}, abs=1e-12)
+
+
+@pytest.mark.parametrize('schedule, behind', [('constant', [0.8, 0.8, 0.8]), ('linear', [0.8, 0.4, 0.1]),
+                                              ('cosine', [0.8, 0.4, 0.0304481870]), ('plateau', [0.8, 0.8, 0.8])])
+def test_warmup_rises_in_equal_steps_to_the_learnrate_and_the_schedule_runs_behind_it(schedule, behind):
+    run = Run(12, 12, 4, 1, schedule, warmup=4)
+    assert [rate(run, done, 0.8) for done in (0, 1, 2, 3)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert [rate(run, done, 0.8) for done in (4, 8, 11)] == pytest.approx(behind)
+
+
+def test_a_changed_learnrate_holds_from_the_next_step_on():
+    run = Run(10, 10, 4, 1, 'linear')
+    assert (rate(run, 5, 1.0), rate(run, 5, 0.5)) == (0.5, 0.25)
+    assert rate(Run(10, 10, 4, 1, 'plateau', end_learnrate=0.3, halvings=9), 5, 0.1) == 0.1        # below the end that was asked for
+
+
+def test_plateau_halves_at_every_second_validation_in_a_row_without_a_lower_loss_and_stops_at_the_end():
+    run = Run(100, 10, 4, 1, 'plateau', end_learnrate=0.2)
+    seen = []
+    for loss in (3, 2, 2, 2.5, 1.9, 1.95, 1.9, 2, 2.1, 2.2):
+        run.validate(loss)
+        seen.append(run.learnrate(1))
+    #                3  2  2  2.5  1.9  1.95 1.9   2     2.1  2.2
+    assert seen == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2]
+    assert (run.best, run.since, run.halvings, run.validated) == (1.9, 5, 3, 10)
+    other = Run(100, 10, 4, 1, 'linear')
+    for loss in (1, 2, 3):
+        other.validate(loss)
+    assert other.halvings == 0 and other.learnrate(1) == 1
+
+
+# --- Rounds -------------------------------------------------------------------------------------------------------------
+
+def test_rounds_are_as_long_as_asked_for_and_the_last_one_is_what_is_left():
+    run, seen = Run(10, 4, 4, 1), []
+    while not run.isover:
+        seen.append((run.rounds, run.round, run.left))
+        run.done += run.left
+        assert run.left == 0 and not run.isover            # its validation is still to be done
+        run.validate(1.0)
+    assert seen == [(3, 4, 4), (3, 4, 4), (3, 2, 2)] and run.done == 10
+    assert replace(run, validated=1, done=6).left == 2
+
+
+def test_patience_ends_a_run_after_so_many_validations_in_a_row_without_a_lower_loss():
+    run = Run(100, 10, 4, 1, patience=2)
+    for loss, isover in ((3, False), (3, False), (2, False), (2.5, False), (2, True)):
+        run.validate(loss)
+        assert run.isover is isover
+    run = Run(100, 10, 4, 1)
+    for _ in range(9):
+        run.validate(1)
+    assert not run.isover
+
+
+# --- Plans --------------------------------------------------------------------------------------------------------------
+
+# Seconds that there are, of a step, of a validation and its steps; what was asked for; steps, train_len and valid_len.
+PLANS = [
+    ((100, 0.1, 2, 5), {'bestlast': True}, (900, 180, 0)),              # validations in 10 s: 5 of 2 s; 90 s left for the steps
+    ((100, 0.1, 0.5, 5), {'bestlast': True}, (950, 95, 0)),             # 20 would fit: 10 at most
+    ((100, 0.1, 60, 5), {'bestlast': True}, (400, 400, 0)),             # one there must be
+    ((100, 0.1, 20, 100), {}, (900, 90, 5)),                            # 10 of 1 s each, which are 5 steps
+    ((100, 0.1, 0.4, 2), {}, (960, 96, 2)),                             # 10 of all of it
+    ((100, 0.1, 20, 100), {'valid_len': 50}, (900, 900, 50)),           # as asked for, 10 s: one
+    ((100, 0.1, 20, 100), {'train_len': 100}, (900, 100, 5)),           # a round takes 11 s: ten, of which nine are whole
+    ((100, 0.1, 20, 100), {'train_len': 5000}, (990, 5000, 5)),         # the first round isn't whole
+    ((100, 1, 2, 5), {'bestlast': True, 'train_len': 8}, (80, 8, 0)),   # a round takes 10 s
+    ((0.5, 1, 2, 5), {'bestlast': True}, (1, 1, 0)),                    # less time than a step takes
+    ((-7, 1, 2, 5), {}, (1, 1, 1))]                                     # it went for compiling
+
+
+@pytest.mark.parametrize('times, asked, expected', PLANS)
+def test_a_plan_fills_the_time_with_steps_and_a_tenth_of_it_with_validations(times, asked, expected):
+    run = planned(Run(**{'steps': 0, 'train_len': 0, 'batchsize': 4, 'valid_len': 0, 'schedule': 'cosine', **asked}), *times)
+    assert (run.steps, run.train_len, run.valid_len) == expected
+    assert (run.batchsize, run.schedule, run.done, run.validated) == (4, 'cosine', 0, 0)
+
+
+def test_a_plan_that_warmup_would_fill_is_refused():
+    with pytest.raises(ValueError, match='warmup=90 leaves none of the 90 steps') as raised:
+        planned(Run(0, 0, 4, 0, warmup=90, bestlast=True), 10, 0.1, 1, 5)
+    assert '\n' not in str(raised.value)
+
+
+# --- In a checkpoint ----------------------------------------------------------------------------------------------------
+
+RUN = Run(10, 4, 16, 3, 'plateau', 2, 0.001, 5, True, 6, 1, 2.5, 1, 0)
+
+
+def test_a_run_comes_back_from_its_facts_which_are_plain_values():
+    for run in (RUN, Run(1, 1, 1, 1), Run(10, 4, 16, 3, done=10, validated=3), Run(10, 4, 16, 3, done=4),
+                Run(10, 4, 16, 3, done=4, validated=1)):
+        facts = run.facts()
+        assert {type(value) for value in facts.values()} <= {int, float, str, bool}
+        assert Run.fromfacts(facts) == run and Run.fromfacts(facts).facts() == facts
+
+
+DAMAGE = [{'steps': 0}, {'steps': -1}, {'steps': 10.0}, {'steps': True}, {'steps': 2 ** 63}, {'train_len': 0}, {'batchsize': 0},
+          {'batchsize': None},
+          {'valid_len': -1}, {'schedule': 'step'}, {'schedule': 3}, {'schedule': 'x' * 10 ** 6}, {'warmup': 10}, {'warmup': 11},
+          {'end_learnrate': math.nan},
+          {'end_learnrate': math.inf}, {'end_learnrate': -1.0}, {'end_learnrate': 1}, {'patience': -1}, {'bestlast': 1}, {'done': 11},
+          {'done': 3},
+          {'done': 9}, {'validated': 4, 'done': 10}, {'validated': 0}, {'best': math.nan}, {'best': -math.inf}, {'since': 2},
+          {'halvings': 2},
+          {'halvings': 10 ** 400}, {'halvings': 'x'}, {'another': 1}, {'steps': [1]}]
+
+
+@pytest.mark.parametrize('damage', DAMAGE, ids=lambda damage: repr(damage)[:40])
+def test_facts_that_are_no_runs_are_refused_in_one_sentence(damage):
+    with pytest.raises(ValueError, match='run of training') as raised:
+        Run.fromfacts({**RUN.facts(), **damage})
+    assert '\n' not in str(raised.value) and len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize('facts', [None, 3, 'run', [], {}, {'steps': 1}, {1: 2}], ids=repr)
+def test_what_is_no_dict_of_a_run_is_refused(facts):
+    with pytest.raises(ValueError, match='run of training'):
+        Run.fromfacts(facts)
