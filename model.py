@@ -62,6 +62,7 @@ class ModelState:
         self.workdir, self.modeltype, self.hyper, self.charset = workdir, modeltype, hyper, charset
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
         self.startedfrom, self.checkpoint = startedfrom, None
+        self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod
     def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = _MODELTYPE, *, seq_len: int = 100,
