@@ -131,10 +131,13 @@ class Advisor:
         found = toohigh(losses, self._noise, self.text, self.lowest, clipped, self.run.batchsize, self.points[-1].validation)
         if found is None or self._isfading() and found[0] < 1:
             return None
-        severity, what = found
+        return self._ratetoohigh(*found, clipped)
+
+    def _ratetoohigh(self, severity, what, clipped):
         rate = self.ms.hyper.learnrate
-        often = f', {clipped:.0%} of the steps clipped' if clipped > 0.5 else ''
-        back = "; ms.restore('best') goes back" if len(self.points) > 1 else ''
+        often = f', {clipped:.0%} of steps clipped' if clipped > 0.5 else ''
+        isworse = self.points[-1].validation > 0.1 + min((point.validation for point in self.points[:-1]), default=math.inf)
+        back = "; ms.restore('best') goes back" if isworse else ''
         return 'high', severity, (f'Learning rate too high: {what}{often}: try ms.hyper.learnrate = '
                                   f'{_rounded(rate / (10 if severity > 5 else 3))} (now {rate:g}){back}.')
 
@@ -154,9 +157,10 @@ class Advisor:
         return 'over', rise, (f'Over-fitting: validation has risen for {rounds} round{"s" * (rounds != 1)}, {rise:.2f} above the best, while '
                               f"training fell: try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}; ms.restore('best') goes back.")
 
-    def _stuck(self):
+    def _stuck(self, isurgent=False):
+        """isurgent: whether it is worth its time, however short the round was."""
         ms, model = self.ms, self.ms.model
-        count = min(GATECHARS, int(self.unchecked * GATESHARE))
+        count = GATECHARS if isurgent else min(GATECHARS, int(self.unchecked * GATESHARE))
         if count < GATECHARS // 2:
             return None
         x, _ = ms.data.batch(model.pos, self.run.batchsize)
@@ -177,8 +181,8 @@ class Advisor:
     def _toolow(self, losses, clipped):
         ms, rate = self.ms, self.ms.hyper.learnrate
         steps = 0
-        for point in reversed(self.points):             # at the present rate, or below: a warm-up's
-            if point.learnrate > rate * 1.01:
+        for point in reversed(self.points):             # at the present rate; in this training a warm-up may have led to it
+            if point.updates <= self.start and not math.isclose(point.learnrate, rate, rel_tol=1e-6):
                 break
             steps += point.steps
         # What shrinks the weights, or a network of hardly any units, holds the loss up as well.
@@ -188,9 +192,19 @@ class Advisor:
         bound = toolow(steps, level, self.text)
         if bound is None or scatter(losses) > 2 * self._noise:
             return None
+        line = f'after {steps:,} steps the loss is {level:.2f}; {bound}'
+        # Too high a rate may end at the same loss. All optimizers but SGD move a weight by about the rate a step: how many times its own
+        # size, 1 / sqrt(H), it can have moved. Runs that learn have 3 to 30; those that only need more have less, ruined ones more.
+        reach = 0.0 if ms.hyper.optimizer == 'sgd' else rate * math.sqrt(ms.hyper.state_size) * PATIENT
+        if found := self._stuck(isurgent=True):
+            return found
+        if reach > 30:
+            return self._ratetoohigh(0.0, line, clipped)
+        if reach > 10:
+            return None
         better = (f'try a larger ms.hyper.clip ({ms.hyper.clip:g}), which binds {clipped:.0%} of the steps' if clipped > 0.5 else
                   f'try ms.hyper.learnrate = {_rounded(rate * (10 if level > self.text.letters + 0.1 else 3))} (now {rate:g})')
-        return 'low', 0.0, f'Learning slowly: after {steps:,} steps the loss is {level:.2f}; {bound}: {better}.'
+        return 'low', 0.0, f'Learning slowly: {line}: {better}.'
 
 
 def toohigh(losses, noise, text, lowest, clipped, rows, validation):
@@ -206,7 +220,7 @@ def toohigh(losses, noise, text, lowest, clipped, rows, validation):
     level = min(train, validation)          # dropout makes the first the higher one, and is no fault
     # Worse than knowing nothing: confidently wrong. An untrained network lies within 0.1 of it.
     if level > text.uniform + 0.3:
-        return level - text.uniform, f'the loss, {level:.2f}, is worse than guessing ({text.uniform:.2f})'
+        return level - text.uniform, f'loss {level:.4g} is worse than guessing ({text.uniform:.2f})'
     # Where gradients are clipped most of the time, as by choice of a small `clip` too, half of each sign is enough.
     ease = 0.5 if clipped > 0.5 else 1.0
     # Healthy runs scatter by 0.7 to 1.2 of the noise, whatever the optimizer.

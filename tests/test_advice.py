@@ -79,7 +79,7 @@ def test_too_high_a_rate_is_told_with_a_lower_one(train, hyper):
     line = next(filter(None, said))
     assert line.startswith('Learning rate too high: ') and f'now {hyper["learnrate"]:g}' in line
     assert float(re.search(r'ms.hyper.learnrate = (\S+)', line)[1]) < hyper['learnrate'] / 2
-    assert ('% of the steps clipped' in line) == ('clip' in hyper)
+    assert ('% of steps clipped' in line) == ('clip' in hyper)
 
 
 def test_a_rate_raised_too_far_between_two_calls_is_told(train):
@@ -98,12 +98,21 @@ def test_too_low_a_rate_is_told_with_a_higher_one(train, hyper):
     assert f'(now {hyper["learnrate"]:g})' in said[0]
 
 
+@pytest.mark.parametrize('rate', [0.06, 0.1])
+def test_a_rate_that_has_ruined_the_network_is_never_called_too_low(train, rate):
+    """Adam's: the loss stays near the letters' frequencies, with all gates stuck."""
+    _, said = train(6, train_len=100, optimizer='adam', learnrate=rate, layers=2)
+    lines = [line for line in said if line]
+    assert lines[0].startswith(('Stuck units', 'Learning rate too high')) and not any('slowly' in line for line in lines)
+
+
 def test_steps_of_several_calls_count_for_too_low_a_rate(train):
     ms, said = train(1, train_len=100, learnrate=1e-5)
     for _ in range(3):
         said += train(1, train_len=100, ms=ms)[1]
     assert said[:2] == [None, None] and said[2].startswith('Learning slowly: after 300 steps') and said[3] is None
     ms.hyper.learnrate = 2e-5                               # another rate has its own time
+    ms.advised.clear()
     assert train(2, train_len=100, ms=ms)[1] == [None, None]
 
 
