@@ -67,9 +67,9 @@ class Advisor:
         self.clipped, self.learnrate = [], 0.0
         self.start, self.points, self.text = ms.model.updates, None, None
         self.lowest = math.inf          # mean loss of any window so far
+        # Whether training losses, and validations, are to be compared with those of the training before.
         before = ms.checkpoint.facts if ms.checkpoint else {}
-        self.isasbefore = before.get('hyper', {}).get('dropout') == ms.hyper.dropout        # so that training losses compare,
-        # and validations
+        self.issamedropout = before.get('hyper', {}).get('dropout') == ms.hyper.dropout
         self.issametext = bool(ms.heldout) or all(before.get('run', {}).get(name) == getattr(run, name) for name in ('batchsize', 'valid_len'))
         self.unchecked = 0              # characters since the gates were looked at
 
@@ -86,7 +86,8 @@ class Advisor:
             return None
         if self.points is None:
             self.points = self._former()
-            self.lowest = self.points[-1].train if self.points and self.isasbefore else math.inf
+            if self.points and self.issamedropout and math.isfinite(self.points[-1].train):
+                self.lowest = self.points[-1].train
             self.text = Text.of(self.ms.data.codes, len(self.ms.charset))
         model = self.ms.model
         steps = model.updates - (self.points[-1].updates if self.points else self.start)
@@ -95,12 +96,18 @@ class Advisor:
         self.unchecked += len(losses) * self.run.batchsize * self.ms.data.seq_len
         found = self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
         self.lowest = min(self.lowest, lowestwindow(losses))
-        return self._news(*found) if found else None
+        return self._news(found)
 
-    def _news(self, kind, severity, line):
-        """The line, unless it was said in the last rounds and things are not clearly worse now; rounds count across trainings."""
+    def _news(self, found):
+        """The line of (kind, severity, line), unless it was said in the last rounds and things are not clearly worse now; None for None.
+
+        Rounds count across trainings: a person often asks for one at a time.
+        """
         said = self.ms.advised
-        now = said[''] = said.get('', 0) + 1
+        now = said['rounds'] = said.get('rounds', 0) + 1
+        if found is None:
+            return None
+        kind, severity, line = found
         before, worst = said.get(kind, (-AGAIN, 0.0))
         if now - before < AGAIN and severity < 1.5 * worst + 0.05:
             return None
@@ -145,7 +152,7 @@ class Advisor:
         ms, run, now = self.ms, self.run, self.points[-1]
         isall = ms.heldout or run.valid_len >= ms.data.batchepoch(run.batchsize)
         # Without a held-out part, validations are on other text each, but for those at the same place of the epochs.
-        points = [point for point in self.points 
+        points = [point for point in self.points
                   if (isall or point.position == now.position) and (self.issametext or point.updates > self.start)]
         chars = ms.heldout.numchars if ms.heldout else run.valid_len * run.batchsize * ms.data.seq_len
         found = overfitting(points, chars, scatter(losses))
@@ -221,7 +228,7 @@ def toohigh(losses, noise, text, lowest, clipped, rows, validation):
     # Worse than knowing nothing: confidently wrong. An untrained network lies within 0.1 of it.
     if level > text.uniform + 0.3:
         return level - text.uniform, f'loss {level:.4g} is worse than guessing ({text.uniform:.2f})'
-    # Where gradients are clipped most of the time, as by choice of a small `clip` too, half of each sign is enough.
+    # Where gradients are clipped most of the time, as a small `clip` may have it too, less of each sign is enough.
     ease = 0.5 if clipped > 0.5 else 1.0
     # Healthy runs scatter by 0.7 to 1.2 of the noise, whatever the optimizer.
     jumps = scatter(losses)
@@ -229,11 +236,11 @@ def toohigh(losses, noise, text, lowest, clipped, rows, validation):
         return jumps, f'the loss jumps by {jumps:.2f} from step to step and stays at {level:.2f}'
     # Another part of the text may well be harder: the fewer rows read side by side, the more so.
     lowest = min(lowest, lowestwindow(losses))
-    if train - lowest > ease * (0.3 + 0.7 / math.sqrt(rows) + noise):
+    if train - lowest > 0.3 * ease + 0.7 / math.sqrt(rows) + noise:
         return train - lowest, f'the loss has risen from {lowest:.2f} to {train:.2f}'
     # Single spikes come in healthy runs; the largest there was 4 noises and 0.3 high where a batch had 400 characters or more.
-    before = np.median(np.lib.stride_tricks.sliding_window_view(losses, 20)[:-1], axis=1)
-    spikes = int((losses[20:] - before > ease * (0.5 + 5 * noise)).sum())
+    blocks = losses[:len(losses) // 20 * 20].reshape(-1, 20)
+    spikes = int((blocks[1:] - np.median(blocks, axis=1)[:-1, None] > 0.5 * ease + 5 * noise).sum())
     if spikes >= max(3, 0.02 * len(losses)):
         return spikes / len(losses), f'the loss leaps up again and again ({spikes} times in {len(losses):,} steps)'
     return None
