@@ -150,12 +150,14 @@ class Advisor:
 
     def _overfitting(self, losses):
         ms, run, now = self.ms, self.run, self.points[-1]
+        if ms.model.characters < ms.data.numchars:      # nothing was read twice: what rises then tells of other text
+            return None
         isall = ms.heldout or run.valid_len >= ms.data.batchepoch(run.batchsize)
         # Without a held-out part, validations are on other text each, but for those at the same place of the epochs.
         points = [point for point in self.points
                   if (isall or point.position == now.position) and (self.issametext or point.updates > self.start)]
         chars = ms.heldout.numchars if ms.heldout else run.valid_len * run.batchsize * ms.data.seq_len
-        found = overfitting(points, chars, scatter(losses))
+        found = overfitting(points, chars, run.batchsize, scatter(losses))
         if found is None:
             return None
         rounds, rise = found
@@ -236,28 +238,29 @@ def toohigh(losses, noise, text, lowest, clipped, rows, validation):
         return jumps, f'the loss jumps by {jumps:.2f} from step to step and stays at {level:.2f}'
     # Another part of the text may well be harder: the fewer rows read side by side, the more so.
     lowest = min(lowest, lowestwindow(losses))
-    if train - lowest > 0.3 * ease + 0.7 / math.sqrt(rows) + noise:
+    if train - lowest > 0.3 * ease + 1.5 / math.sqrt(rows) + noise:
         return train - lowest, f'the loss has risen from {lowest:.2f} to {train:.2f}'
-    # Single spikes come in healthy runs; the largest there was 4 noises and 0.3 high where a batch had 400 characters or more.
+    # Single spikes come in healthy runs, 0.3 high in batches of 400 characters, and several where few rows come to text of another kind.
     blocks = losses[:len(losses) // 20 * 20].reshape(-1, 20)
-    spikes = int((blocks[1:] - np.median(blocks, axis=1)[:-1, None] > 0.5 * ease + 5 * noise).sum())
+    spikes = int((blocks[1:] - np.median(blocks, axis=1)[:-1, None] > 0.5 * ease + 5 * noise + 1.5 / math.sqrt(rows)).sum())
     if spikes >= max(3, 0.02 * len(losses)):
         return spikes / len(losses), f'the loss leaps up again and again ({spikes} times in {len(losses):,} steps)'
     return None
 
 
-def overfitting(points, chars, scatter):
+def overfitting(points, chars, rows, scatter):
     """(rounds, rise above the best) where validation has risen since its best while training fell, else None.
 
-    points: comparable Points, oldest first; chars: of a validation; scatter: of a step's loss.
+    points: comparable Points, oldest first; chars: of a validation; rows: B; scatter: of a step's loss.
     """
     at = min(range(len(points)), key=lambda i: points[i].validation)
     best, later = points[at], points[at + 1:]
     if not later:
         return None
     now = later[-1]
-    # Two networks of the same quality differ on so many characters by about half a nat / sqrt(chars); plus what a plateau wavers.
-    margin = 0.02 + 1 / math.sqrt(chars)
+    # Two networks of the same quality differ on so many characters by about half a nat / sqrt(chars); a plateau wavers by 0.02, and
+    # the fewer rows are read side by side, the more a network leans to the text that it has just read.
+    margin = 0.02 + 1 / math.sqrt(chars) + 0.1 / math.sqrt(rows)
     rise = now.validation - best.validation
     # One round is enough where it brought far more: it may have been many epochs.
     hasrisen = (rise > margin and later[-2].validation - best.validation > margin / 3 if len(later) > 1
