@@ -70,7 +70,8 @@ class Advisor:
         # Whether training losses, and validations, are to be compared with those of the training before.
         before = ms.checkpoint.facts if ms.checkpoint else {}
         self.issamedropout = before.get('hyper', {}).get('dropout') == ms.hyper.dropout
-        self.issametext = bool(ms.heldout) or all(before.get('run', {}).get(name) == getattr(run, name) for name in ('batchsize', 'valid_len'))
+        self.issametext = bool(ms.heldout) or all(before.get('run', {}).get(name) == getattr(run, name)
+                                                       for name in ('batchsize', 'valid_len'))
         self.unchecked = 0              # characters since the gates were looked at
 
     def step(self, loss, clipped, learnrate):
@@ -163,8 +164,8 @@ class Advisor:
         rounds, rise = found
         dropout = ms.hyper.dropout
         better = f'dropout={min(dropout + 0.1, 0.5) if dropout else 0.2:g}' if dropout < 0.5 else 'a smaller network'
-        return 'over', rise, (f'Over-fitting: validation has risen for {rounds} round{"s" * (rounds != 1)}, {rise:.2f} above the best, while '
-                              f"training fell: try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}; ms.restore('best') goes back.")
+        return 'over', rise, (f'Over-fitting: validation has risen for {rounds} round{"s" * (rounds != 1)}, {rise:.2f} above the best, '
+                              f"while training fell: try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}; ms.restore('best') goes back.")
 
     def _stuck(self, isurgent=False):
         """isurgent: whether it is worth its time, however short the round was."""
@@ -183,7 +184,8 @@ class Advisor:
         if share <= STUCK:
             return None
         kinds = {'update gate is always 1 (state never changes)': (layer.zopen == 1).sum(),
-                 'update gate is always 0 (nothing remembered)': (layer.zshut == 1).sum(), 'state never varies': (layer.spread < layer.STILL).sum()}
+                 'update gate is always 0 (nothing remembered)': (layer.zshut == 1).sum(),
+                 'state never varies': (layer.spread < layer.STILL).sum()}
         return f'gates {l}', float(share), (f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: ms.restore(name) '
                                             f'an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
 
