@@ -26,6 +26,7 @@ from storage import syncdir
 FILE = 'history.csv'
 FORMAT = 1                      # in every row; a row with a higher one was written by a newer RN-GRU
 MAXROWS = 100_000               # kept in memory while the disk refuses, about 40 MB; of more, the newest
+NEWEST = 1 << 24                # bytes at the file's end in which `rounds` looks
 TAIL = 4096                     # bytes read at a time where the file's last line end is looked for
 
 # Each column, what it holds in the file, and how it is written: a loss as exactly as float32 is.
@@ -202,6 +203,37 @@ def read(path):
     except (ValueError, OverflowError, csv.Error) as error:
         raise WorkDirError(f"'{path}' is damaged ({reason(error)}): put a good copy in its place or move it away") from error
     return Table(columns, path)[_standing(columns['kind'], columns['updates'])]
+
+
+def rounds(path, count, most=30):
+    """The last validations, `most` of them, oldest first: (updates, position, loss, losses of the last `count` steps before, the last
+    one's learning rate) of each that stands, in milliseconds however long the history in the working directory `path` is.
+
+    Raises OSError or WorkDirError as `read` does.
+    """
+    path = os.path.join(path, FILE)
+    with os.fdopen(_opened(path, os.O_RDONLY), 'rb') as file:
+        head = file.readline(TAIL)
+        names = _columns(path, head)
+        start = max(len(head), os.fstat(file.fileno()).st_size - NEWEST)
+        file.seek(start)
+        data = file.read()
+    try:
+        kind, updates, position, loss, learnrate = map(names.index, ('kind', 'updates', 'position', 'loss', 'learnrate'))
+        found, end, least = [], len(data), math.inf
+        while len(found) < most and (end := data.rfind(b',validation,', 0, end)) >= 0:
+            begin = data.rfind(b'\n', 0, end) + 1
+            row = data[begin:data.find(b'\n', end)].split(b',')
+            before = max(data.rfind(b',validation,', 0, begin), begin - 200 * count, 0)
+            lines = [line.split(b',') for line in data[before:begin].split(b'\n')[-count - 1:-1]]
+            steps = [line for line in lines if len(line) == len(names) and line[kind] == b'step']
+            if int(row[updates]) < least:           # else later steps have replaced it
+                found.append((int(row[updates]), int(row[position]), float(row[loss]), [float(line[loss]) for line in steps],
+                              float(steps[-1][learnrate]) if steps else math.nan))
+            least = min([least, int(row[updates]), *(int(line[updates]) for line in steps)])
+        return found[::-1]
+    except (ValueError, IndexError) as error:
+        raise WorkDirError(f"'{path}' is damaged ({reason(error)}): put a good copy in its place or move it away") from error
 
 
 def _texts(text, names):

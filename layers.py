@@ -381,6 +381,11 @@ class ModelParams:
         f = self._reading('neurons', graph)
         return lambda x, state: f(x, *state)
 
+    def plainstates(self, x, state):
+        """What `allstates` gives, without compiling: by the Ops' NumPy `perform`."""
+        symbol, s0s = T.matrix('x', dtype='int32'), [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
+        return engine.evaluate(self._reader()._stack(symbol, s0s)[0], {symbol: x, **dict(zip(s0s, state))})
+
     def untrainedloss(self, batches):
         """Mean loss over an iterable of batches (x, y), each (T, B), from a zero state, without compiling: by the Ops' NumPy `perform`."""
         x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')

@@ -57,6 +57,7 @@ class ModelState:
         self.workdir, self.modeltype, self.hyper, self.charset = workdir, modeltype, hyper, charset
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
         self.startedfrom, self.checkpoint = startedfrom, None
+        self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod
     def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = _MODELTYPE, *, seq_len: int = 100,
@@ -290,6 +291,7 @@ class ModelState:
         Ctrl-C ends after the step in hand with a checkpoint written, whose loss is the mean training loss since the last one; a second
         Ctrl-C ends at once. With minutes or patience, and a held-out part, the run ends on the best checkpoint, of which a copy becomes
         the latest. Another batch size than before starts the epoch again, from a zero state.
+        Where a round shows over-fitting, too high or too low a learning rate or units that are stuck, a line says so and what to try.
         Every step's loss and every validation stand in history.csv: ms.history(), ms.plot().
         Where the disk is full or gone in mid-training, that is said, training goes on in memory and the next checkpoint tries again.
         Raises TypeError or ValueError for a wrong argument, FloatingPointError where the loss is no number any more (the next use goes

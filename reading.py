@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,11 +13,15 @@ CHUNK = 1000            # characters, of all rows, that are read at a time: thei
 SHOWN = 50_000          # characters from which on a person is told how far it is
 
 
-def readcharacters(model, x, states):
-    """Yields every layer's states, a list of (t, B, H), along x (T, B), integers, behind states (L, B, H), a chunk of steps at a time."""
+def readcharacters(model, x, states, compiled=True):
+    """Yields every layer's states, a list of (t, B, H), along x (T, B), integers, behind states (L, B, H), a chunk of steps at a time.
+
+    compiled: whether by `model.allstates`, which may have to be compiled first, or by `model.plainstates`.
+    """
+    allstates = model.allstates if compiled else model.plainstates
     steps = max(CHUNK // x.shape[1], 1)
     for start in range(0, len(x), steps):
-        S = model.allstates(np.ascontiguousarray(x[start:start + steps], np.int32), states)
+        S = allstates(np.ascontiguousarray(x[start:start + steps], np.int32), states)
         states = [s[-1] for s in S]
         yield S
 
@@ -85,6 +90,58 @@ def score(ms, text):
         if progress:
             progress.close()
     return Score(shares)
+
+
+class Gates(NamedTuple):
+    """How a layer's gates were along a text, by unit: float64 arrays (H,).
+
+    zopen, zshut    share of the characters at which the update gate was exactly 1 (the state stays) or 0 (the state is replaced)
+    ropen, rshut    the same of the reset gate: the candidate reads the whole state, or nothing of it
+    spread          highest less lowest state
+    """
+
+    zopen: np.ndarray
+    zshut: np.ndarray
+    ropen: np.ndarray
+    rshut: np.ndarray
+    spread: np.ndarray
+
+    STILL = 1e-3        # a spread below which a unit tells the others nothing; a healthy one's, trained or not, is 0.05 and more
+
+    @property
+    def stuck(self):
+        """Which units never change, remember nothing, or never vary: their update gate has no gradient, or no effect. (H,) of bool."""
+        return (self.zopen == 1) | (self.zshut == 1) | (self.spread < self.STILL)
+
+
+def gates(model, x, states, compiled=True):
+    """A Gates for each layer, along x (T, B), integers, behind states (L, B, H); compiled: as `readcharacters` takes.
+
+    The gates are `hard_sigmoid(x U + s W + b)`, which is exactly 0 or 1 beyond +-2.5, and then passes no gradient back.
+    """
+    params, states = model.get_params(), np.ascontiguousarray(states, np.float32)
+    L, B, H = states.shape
+    counts, low, high = np.zeros((L, 4, H)), np.full((L, H), np.inf), np.full((L, H), -np.inf)
+    done = 0
+    for S in readcharacters(model, x, states, compiled):
+        below, x_chunk = None, np.asarray(x[done:done + len(S[0])])
+        done += len(x_chunk)
+        for l, s in enumerate(S):
+            U, W, b = params[f'U{l}'][:, :2 * H], params[f'W{l}'][:, :2 * H], params[f'b{l}'][:2 * H]
+            if l:
+                into = below.reshape(-1, H) @ U
+            elif model.source == 'onehot':
+                into = U[x_chunk.reshape(-1)]
+            else:
+                into = np.tanh(params['E'][x_chunk.reshape(-1)] + params['a']) @ U
+            before = np.concatenate([states[l][None], s[:-1]])
+            gate = 0.2 * (into + before.reshape(-1, H) @ W + b) + 0.5
+            is1, is0 = ((gate >= 1).sum(0), (gate <= 0).sum(0))
+            counts[l] += is1[:H], is0[:H], is1[H:], is0[H:]
+            low[l], high[l] = np.minimum(low[l], s.min((0, 1))), np.maximum(high[l], s.max((0, 1)))
+            below = s
+        states = [s[-1] for s in S]
+    return [Gates(*share, spread) for share, spread in zip(counts / np.size(x), high - low)]
 
 
 def trackneurons(ms, text):

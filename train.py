@@ -172,7 +172,7 @@ def _heading(ms, run, epochsteps):
 
 def _rounds(ms, run, print_every, epochsteps, interrupts, saver):
     before = (ms.checkpoint.kind, ms.checkpoint.loss) if ms.checkpoint is not None else ('', math.nan)
-    advisor = Advisor(ms)
+    advisor = Advisor(ms, run)
     while not run.isover:
         title = f'Round {run.validated + 1}/{run.rounds}'
         progress = report.Progress(title, run.left, run.batchsize * ms.data.seq_len)
@@ -282,7 +282,7 @@ def _step(ms, run, epochsteps, saver, advisor):
     saver.add('step', loss, learnrate, gradnorm, clipped, batch[0].size / (time.perf_counter() - start))
     saver.losses.append(loss)
     saver.saveifdue()
-    advisor.step(loss, clipped)
+    advisor.step(loss, clipped, learnrate)
     return loss
 
 

@@ -359,3 +359,42 @@ def test_a_table_without_validations_or_steps_says_so(path):
                                            (360_000, '100 h 00 min'), (float('nan'), '')])
 def test_durations_read_well(seconds, text):
     assert history.duration(seconds) == text
+
+
+# ---- the last rounds
+
+def test_the_last_rounds_are_the_validations_that_stand_with_the_steps_before_them(tmp_path):
+    log = History(tmp_path / history.FILE)
+    for updates in range(1, 8):
+        log.add('step', updates, 0, updates, updates * 10, updates / 10, 0.001 * updates)
+        if updates in (3, 7):
+            log.add('validation', updates, 0, updates, updates * 10, 5.0 - updates, None)
+    for updates in (6, 7, 8):                           # from a checkpoint after 5 updates on: the validation after 7 no longer stands
+        log.add('step', updates, 1, updates - 6, updates * 10, updates / 100, 0.5)
+    log.add('validation', 8, 1, 2, 80, 1.25, None)
+    log.flush()
+    assert history.rounds(tmp_path, 2) == [(3, 3, 2.0, [0.2, 0.3], 0.003), (8, 2, 1.25, [0.07, 0.08], 0.5)]
+    assert history.rounds(tmp_path, 100) == [(3, 3, 2.0, [0.1, 0.2, 0.3], 0.003), (8, 2, 1.25, [0.06, 0.07, 0.08], 0.5)]
+    assert history.rounds(tmp_path, 2, most=1) == [(8, 2, 1.25, [0.07, 0.08], 0.5)]
+
+
+def test_of_a_long_history_the_end_is_enough_for_the_last_rounds(tmp_path, monkeypatch):
+    log = History(tmp_path / history.FILE)
+    for updates in range(1, 1001):
+        log.add('step', updates, 0, 0, updates, 1.0, 0.1)
+        if updates % 50 == 0:
+            log.add('validation', updates, 0, 0, updates, 2.0, None)
+    log.flush()
+    monkeypatch.setattr(history, 'NEWEST', 10_000)
+    found = history.rounds(tmp_path, 10)
+    assert 2 <= len(found) < 10 and found[-1] == (1000, 0, 2.0, [1.0] * 10, 0.1)
+
+
+def test_rounds_of_what_is_no_history_raise_as_read_does(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        history.rounds(tmp_path, 10)
+    path = tmp_path / history.FILE
+    for damage in (b'', b'a,b\n', b'kind,updates,loss\n', b'kind,updates,position,loss,learnrate\nx,validation,3\n'):
+        path.write_bytes(damage)
+        with pytest.raises(WorkDirError):
+            history.rounds(tmp_path, 10)

@@ -151,3 +151,62 @@ def test_characters_that_no_probability_is_left_for_have_a_finite_share(ms):
         np.testing.assert_allclose(ms.score('aaba').shares[1:], [0, 2e4, 0], atol=1e-9)
     finally:
         ms.model.set_params(params)
+
+
+# ---- gates
+
+def naive_gates(params, states, before, x, l):
+    """z and r (T, B, H) of layer l, not yet cut off at 0 and 1: number by number. states, before: (L, T, B, H) and what they went out from."""
+    H = states.shape[3]
+    U, W, b = (params[f'{name}{l}'].astype(float) for name in 'UWb')
+    gates = np.zeros((*x.shape, 2 * H))
+    for t in range(x.shape[0]):
+        for row in range(x.shape[1]):
+            if l:
+                into = states[l - 1][t, row]
+            elif 'E' in params:
+                into = np.tanh(params['E'][x[t, row]].astype(float) + params['a'])
+            else:
+                into = np.eye(len(params['U0']))[x[t, row]]
+            s = before[l, row] if t == 0 else states[l][t - 1, row]
+            for i in range(2 * H):
+                gates[t, row, i] = 0.5 + 0.2 * (b[i] + sum(into * U[:, i]) + sum(s * W[:, i]))
+    return gates[..., :H], gates[..., H:]
+
+
+@pytest.mark.parametrize('compiled', [True, False])
+def test_gates_are_the_shares_of_exactly_0_and_1_of_the_naive_network(ms, monkeypatch, compiled):
+    monkeypatch.setattr(reading, 'CHUNK', 20)                               # several chunks
+    params, rng = ms.model.get_params(), np.random.RandomState(3)
+    loud = {name: value * (2 if name[0] in 'UW' else 1) for name, value in params.items()}      # so that gates are at their ends
+    x, before = rng.randint(0, 6, (30, 3)), rng.uniform(-1, 1, (2, 3, 5)).astype('float32')
+    ms.model.set_params(loud)
+    try:
+        found = reading.gates(ms.model, x, before, compiled)
+    finally:
+        ms.model.set_params(params)
+    states = np.array(naive_states(loud, x, before))
+    assert len(found) == 2
+    for l, layer in enumerate(found):
+        z, r = naive_gates(loud, states, before, x, l)
+        assert 0.01 < (z >= 1).mean() < 0.6
+        for shares, expected in zip(layer, (z >= 1, z <= 0, r >= 1, r <= 0)):
+            np.testing.assert_allclose(shares, expected.mean((0, 1)), atol=1e-12)
+        np.testing.assert_allclose(layer.spread, np.ptp(states[l], axis=(0, 1)), atol=1e-3)
+        assert not layer.stuck.any()
+
+
+def test_units_are_stuck_whose_update_gate_never_leaves_an_end_or_whose_state_never_varies(ms):
+    params = ms.model.get_params()
+    stuck = {name: value.copy() for name, value in params.items()}
+    stuck['b1'][0], stuck['b1'][1] = 50, -50                                # z of two units
+    for name in ('U1', 'W1'):
+        stuck[name][:, 10 + 2] = 0                                          # and h of a third one, always 0
+    stuck['b1'][10 + 2] = 0
+    ms.model.set_params(stuck)
+    try:
+        first, second = reading.gates(ms.model, np.random.RandomState(0).randint(0, 6, (40, 2)), np.zeros((2, 2, 5)))
+    finally:
+        ms.model.set_params(params)
+    assert not first.stuck.any() and second.stuck.tolist() == [True, True, True, False, False]
+    assert (second.zopen[0], second.zshut[0]) == (1, 0) and (second.zopen[1], second.zshut[1]) == (0, 1) and second.spread[2] == 0
