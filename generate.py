@@ -90,6 +90,10 @@ class Stream:
                 or chars.dtype.kind not in 'iu' or not 0 <= chars.min() <= chars.max() < vocab):
             raise ValueError(f'state is of another model: its states have the shape {states.shape}, this network has {L} layers of {H} '
                              f'units and {vocab} characters')
+        with np.errstate(over='ignore'):
+            states = states.astype(np.float32)      # of another type after a calculation, say
+        if not np.isfinite(states).all():
+            raise ValueError('state takes states that are numbers, got NaN, infinity or what float32 cannot hold')
         if given > 1 and n not in (None, given):
             raise ValueError(f'n={n} texts cannot go on from the state of {given}: leave n out')
         return n or given, TextState(np.repeat(states, (n or 1) // given or 1, 1), np.repeat(chars, (n or 1) // given or 1))
