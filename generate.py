@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 import reading
+import report
 from errors import checkint, checkreal, short
 
 MOSTCHARS, MOSTTEXTS = 10 ** 8, 10_000
@@ -118,9 +119,11 @@ class Stream:
         """Read what the texts begin with, or draw their first characters; their pieces."""
         L, H, n = self._model.layers, self._model.state_size, self.n
         pieces, before = [self._prime] * n, self._given
-        if self._until:
+        if self._until or self._prime:
             self._model.allstates               # compiled now, so that nothing is said in the middle of a text
         if self._prime:
+            if len(self._prime) > reading.SHOWN:
+                report.say(f'Reading {len(self._prime):,} characters ...')
             x = np.repeat(self._ms.charset.encode(self._prime)[:, None].astype(np.int32), n if before else 1, 1)
             states = before.states if before else np.zeros((L, 1, H), np.float32)
             read = np.concatenate([before.chars[None], x[:-1]]) if before else x[:-1]

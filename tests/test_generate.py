@@ -162,6 +162,15 @@ def test_a_long_beginning_is_read_whole(ms):
     assert prime + naive_text(ms, prime[-300:], [0] * 20, 0) == text       # what lies 300 characters back is forgotten
 
 
+def test_a_person_is_told_that_a_long_beginning_is_read(ms, monkeypatch, capsys):
+    monkeypatch.setattr(generate.reading, 'SHOWN', 1000)
+    monkeypatch.setattr(report, 'verbose', True)
+    ms.sample(3, prime='abc ' * 250)
+    assert capsys.readouterr() == ('', '')
+    ms.sample(3, prime='abc ' * 250 + 'a')
+    assert capsys.readouterr() == ('Reading 1,001 characters ...\n', '')
+
+
 def test_unknown_characters_of_a_beginning_are_said_once_and_kept_in_the_text(ms, monkeypatch, capsys):
     prime = 'aé中a\ud800é'
     with pytest.warns(UserWarning) as said:
