@@ -176,6 +176,8 @@ def _sample(paths, given, refuse):
 
 
 def _score(paths, given, refuse):
+    if paths[1] == '-' and sys.stdin is None:   # closed by `<&-`
+        raise OSError('standard input is closed: give a FILE, or a text to read from it')
     ms = _load(paths[0], given)
     text, numundecodable = readtext(sys.stdin.buffer if paths[1] == '-' else checkpath('FILE', paths[1]), **_pick(given, ENCODING))
     if numundecodable:

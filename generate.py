@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 import reading
+import report
 from errors import checkint, checkreal, short
 
 MOSTCHARS, MOSTTEXTS = 10 ** 8, 10_000
@@ -90,6 +91,10 @@ class Stream:
                 or chars.dtype.kind not in 'iu' or not 0 <= chars.min() <= chars.max() < vocab):
             raise ValueError(f'state is of another model: its states have the shape {states.shape}, this network has {L} layers of {H} '
                              f'units and {vocab} characters')
+        with np.errstate(over='ignore'):
+            states = states.astype(np.float32)      # of another type after a calculation, say
+        if not np.isfinite(states).all():
+            raise ValueError('state takes states that are numbers, got NaN, infinity or what float32 cannot hold')
         if given > 1 and n not in (None, given):
             raise ValueError(f'n={n} texts cannot go on from the state of {given}: leave n out')
         return n or given, TextState(np.repeat(states, (n or 1) // given or 1, 1), np.repeat(chars, (n or 1) // given or 1))
@@ -114,9 +119,11 @@ class Stream:
         """Read what the texts begin with, or draw their first characters; their pieces."""
         L, H, n = self._model.layers, self._model.state_size, self.n
         pieces, before = [self._prime] * n, self._given
-        if self._until:
+        if self._until or self._prime:
             self._model.allstates               # compiled now, so that nothing is said in the middle of a text
         if self._prime:
+            if len(self._prime) > reading.SHOWN:
+                report.say(f'Reading {len(self._prime):,} characters ...')
             x = np.repeat(self._ms.charset.encode(self._prime)[:, None].astype(np.int32), n if before else 1, 1)
             states = before.states if before else np.zeros((L, 1, H), np.float32)
             read = np.concatenate([before.chars[None], x[:-1]]) if before else x[:-1]

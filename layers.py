@@ -7,6 +7,7 @@ properties, built when they are first asked for. Letters as in `ops`: `T` steps,
 import copy
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from functools import cached_property
@@ -441,8 +442,13 @@ def _orthogonal(rng, H):
 
 
 def _compiled(what, inputs, outputs, updates=()):
-    """The compiled function; says what was compiled and how long it took."""
+    """The compiled function, one thread in it at a time; says what was compiled and how long it took."""
     start = time.perf_counter()
     f = engine.compilefunction(inputs, outputs, updates)
     report.say(f'Compiled {what} with {engine.version} in {time.perf_counter() - start:.1f} s.')
-    return f
+    lock = threading.Lock()             # its inputs and results lie in it during a call, and the kernels let other threads run
+
+    def call(*values):
+        with lock:
+            return f(*values)
+    return call

@@ -55,7 +55,7 @@ void Draw::choose(const float* logits) {
     double all = 0, sum = 0;
     for (int64_t i = 0; i < left; ++i) all += shares[ranking[i]];
     std::make_heap(ranking, ranking + left, less);
-    for (; left > 0 && sum / all < m.top_p; --left) {
+    for (; left > 0 && (sum == 0 || sum / all < m.top_p); --left) {  // one at least: a top_p below 1e-308 may count as 0 here
         std::pop_heap(ranking, ranking + left, less);
         sum += shares[ranking[left - 1]];
     }

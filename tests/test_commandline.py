@@ -269,6 +269,12 @@ def test_score_is_one_line_for_a_file_or_standard_input_read_as_a_training_text_
     assert (code, out) == (1, '') and 'is a binary file' in err
 
 
+def test_a_closed_standard_input_is_one_sentence(book, ran, monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', None)
+    code, out, err = ran('score', book[0] / 'work', '-')
+    assert (code, out, err.count('\n')) == (1, '', 1) and 'standard input is closed' in err
+
+
 def test_info_tells_of_the_directory_and_lists_its_checkpoints(book, ran):
     code, out, err = ran('info', book[0] / 'work')
     assert (code, err) == (0, '') and 'Every file is whole.' in out

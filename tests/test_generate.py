@@ -162,6 +162,15 @@ def test_a_long_beginning_is_read_whole(ms):
     assert prime + naive_text(ms, prime[-300:], [0] * 20, 0) == text       # what lies 300 characters back is forgotten
 
 
+def test_a_person_is_told_that_a_long_beginning_is_read(ms, monkeypatch, capsys):
+    monkeypatch.setattr(generate.reading, 'SHOWN', 1000)
+    monkeypatch.setattr(report, 'verbose', True)
+    ms.sample(3, prime='abc ' * 250)
+    assert capsys.readouterr() == ('', '')
+    ms.sample(3, prime='abc ' * 250 + 'a')
+    assert capsys.readouterr() == ('Reading 1,001 characters ...\n', '')
+
+
 def test_unknown_characters_of_a_beginning_are_said_once_and_kept_in_the_text(ms, monkeypatch, capsys):
     prime = 'aé中a\ud800é'
     with pytest.warns(UserWarning) as said:
@@ -303,6 +312,18 @@ def test_a_state_goes_on_with_a_beginning_of_its_own(ms):
     assert_stands(ms, then.state, [text + 'b ' for text in texts])
 
 
+def test_a_state_may_be_of_float64(ms):
+    first = ms.stream(30, 1, seed=2)
+    list(first)
+    double = TextState(first.state.states.astype('float64'), first.state.chars.astype('int64'))
+    for more in ({}, {'prime': 'ab c'}, {'n': 2}):
+        stream = ms.stream(40, 1, seed=3, state=double, **more)
+        pieces = list(stream)
+        again = ms.stream(40, 1, seed=3, state=first.state, **more)
+        assert pieces == list(again) and stream.state.states.dtype == np.float32
+        np.testing.assert_array_equal(stream.state.states, again.state.states)
+
+
 def test_one_texts_state_is_the_beginning_of_several(ms):
     stream = ms.stream(30, 1, seed=1)
     text = ''.join(stream)
@@ -386,6 +407,8 @@ WRONG = [
     ({'state': TextState(None, None)}, ValueError, 'state'),
     ({'state': TextState(np.zeros((2, 1, 6), 'float32'), np.zeros(1))}, ValueError, 'state'),
     ({'state': TextState(np.full((2, 1, 6), 'x'), np.zeros(1, int))}, ValueError, 'state'),
+    ({'state': TextState(np.full((2, 1, 6), np.nan), np.zeros(1, int))}, ValueError, 'NaN'),
+    ({'state': TextState(np.full((2, 1, 6), -1e39), np.zeros(1, int))}, ValueError, 'float32'),
     ({'state': state(n=3), 'n': 2}, ValueError, '3'), ({'state': state(n=3), 'n': 1}, ValueError, '1'),
     ({'state': state(n=2), 'n': 4}, ValueError, '4')]
 

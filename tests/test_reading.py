@@ -1,7 +1,9 @@
 """How well a model foretells a text, against the naive network, and the states along it."""
 
 import math
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,6 +89,18 @@ def test_last_states_of_several_rows_are_those_of_each_alone(ms, monkeypatch):
         monkeypatch.setattr(reading, 'CHUNK', chunk)
         np.testing.assert_allclose(reading.laststates(ms.model, x, states), want, atol=1e-5)
     np.testing.assert_array_equal(reading.laststates(ms.model, x[:0], states), states)
+
+
+def test_several_threads_read_and_write_with_one_network_at_a_time(ms):
+    def shares(i):
+        return [list(ms.score(TEXT[i * 100:][:200 + i]).shares) + [ms.sample(50, 1, seed=i, prime=TEXT[i * 100:][:20 + i])] for _ in range(20)]
+    want, interval = [shares(i) for i in range(4)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(shares, range(4))) == want
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_unknown_characters_are_said_and_read_as_the_unknown_one(ms):
