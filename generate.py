@@ -11,6 +11,7 @@ from errors import checkint, checkreal, short
 MOSTCHARS, MOSTTEXTS = 10 ** 8, 10_000
 FIRST = 64              # characters of a stream's first piece; each piece has twice as many as the one before,
 WORK = 10 ** 9          # until it takes so many products: some 50 ms, so that Ctrl-C is heard and a person sees it grow
+DRAW = 20_000           # products that take as long as drawing one character from its logits
 
 
 class TextState(NamedTuple):
@@ -99,11 +100,24 @@ class Stream:
             raise ValueError(f'n={n} texts cannot go on from the state of {given}: leave n out')
         return n or given, TextState(np.repeat(states, (n or 1) // given or 1, 1), np.repeat(chars, (n or 1) // given or 1))
 
+    def __repr__(self):
+        return f'Stream of {self.n} text{"s" * (self.n != 1)}, {self._left:,} characters to come'
+
     def __iter__(self):
         return self
 
     def __next__(self):
-        """The next piece; StopIteration behind the last."""
+        """The next piece; StopIteration behind the last. A call that Ctrl-C breaks off changes nothing: the next one gives the same piece."""
+        before = self.state, self._left, self._size, list(self._live), list(self._tails), [rng.bit_generator.state for rng in self._rngs]
+        try:
+            return self._piece()
+        except BaseException:
+            self.state, self._left, self._size, self._live, self._tails, drawn = before
+            for rng, each in zip(self._rngs, drawn):
+                rng.bit_generator.state = each
+            raise
+
+    def _piece(self):
         pieces = [''] * self.n
         if self.state is None:
             pieces = self._begin()
@@ -144,7 +158,7 @@ class Stream:
         """Draw some characters of each text that has not ended, and add them to its piece."""
         live, before = list(self._live), self.state
         L, H, vocab = self._model.layers, self._model.state_size, len(self._ms.charset)
-        most = max(WORK // ((6 * L * H + vocab) * H * len(live)), 1)
+        most = max(WORK // (((6 * L * H + vocab) * H + DRAW) * len(live)), 1)
         self._size = min(2 * self._size or FIRST, most)
         steps = min(self._left, self._size)
         uniforms = np.stack([self._rngs[i].random(steps) for i in live])
@@ -157,14 +171,15 @@ class Stream:
 
     def _take(self, drawn, before, pieces):
         """Add the drawn characters of the texts that live (rows, steps) to their pieces, as far as `until`; `before`: where they stood."""
-        for i, row in zip(list(self._live), drawn):
-            text = self._ms.charset.decode(row)
+        texts, steps = self._ms.charset.decode(drawn.reshape(-1)), drawn.shape[1]
+        for k, (i, row) in enumerate(zip(list(self._live), drawn)):
+            text = texts[k * steps:(k + 1) * steps]
             if self._until:
                 seen = self._tails[i] + text
                 end = seen.find(self._until)
                 if end >= 0:
                     count = end + len(self._until) - len(self._tails[i])
-                    self._end(i, row[:count], len(row), before)
+                    self._end(i, row[:count], steps, before)
                     text = text[:count]
                 self._tails[i] = seen[max(len(seen) - len(self._until) + 1, 0):]
             pieces[i] += text

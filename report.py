@@ -64,9 +64,10 @@ def write(stream):
             put(piece[0] if stream.islist else piece)
     except KeyboardInterrupt:
         iswhole = False
-    put('\n')
-    for i, pieces in enumerate(list(zip(*kept))[1:], 2):
-        put(f'--- {i} of {len(kept[0])} ---\n{"".join(pieces)}\n')
+    finally:                                    # of a broken-off text too, whatever broke it off
+        put('\n')
+        for i, pieces in enumerate(list(zip(*kept))[1:], 2):
+            put(f'--- {i} of {len(kept[0])} ---\n{"".join(pieces)}\n')
     return iswhole
 
 

@@ -93,9 +93,46 @@ def test_a_piece_never_takes_longer_than_its_work_allows(encode, monkeypatch):
     """(6 L H + V) H products a character: here some hundred a text."""
     H, V = 6, len(encode.charset)
     monkeypatch.setattr(generate, 'WORK', 50 * (12 * H + V) * H)
+    monkeypatch.setattr(generate, 'DRAW', 0)
     assert [len(piece) for piece in encode.stream(120, prime='a')] == [51, 50, 20]
     assert [len(piece[4]) for piece in encode.stream(30, prime='a', n=5)] == [11, 10, 10]
     assert [len(piece[0]) for piece in encode.stream(3, prime='a', n=100)] == [2, 1, 1]
+
+
+def test_a_piece_of_the_smallest_network_is_bounded_too(encode):
+    """10^9 products, at least 20,000 a character: 50,000 characters at the most."""
+    assert 40_000 < max(len(piece) for piece in encode.stream(300_000)) <= 50_000
+
+
+@pytest.mark.parametrize('where', [1, 2, 3, 4])
+@pytest.mark.parametrize('steering', [{}, {'prime': 'abc'}, {'n': 3, 'until': 'ab'}], ids=['plain', 'prime', 'until'])
+def test_a_piece_that_ctrl_c_breaks_off_comes_whole_at_the_next_call(encode, monkeypatch, where, steering):
+    monkeypatch.setattr(generate, 'FIRST', 4)
+    want = encode.sample(200, 1, seed=7, **steering)
+    for broken in ('sampletext', 'laststates'):
+        owner = encode.model if broken == 'sampletext' else generate.reading
+        work, calls = getattr(owner, broken), []
+
+        def once(*args):
+            result = work(*args)
+            calls.append(1)
+            if len(calls) == where:
+                raise KeyboardInterrupt
+            return result
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, broken, once)
+            stream, pieces, broke = encode.stream(200, 1, seed=7, **steering), [], 0
+            while True:
+                try:
+                    before = stream.state
+                    pieces.append(next(stream))
+                except KeyboardInterrupt:
+                    broke += 1
+                    assert stream.state is before
+                except StopIteration:
+                    break
+        assert broke == (len(calls) >= where)
+        assert (''.join(pieces) if isinstance(want, str) else [''.join(each) for each in zip(*pieces)]) == want
 
 
 def test_the_same_seed_gives_the_same_texts_and_another_one_others(ms):
