@@ -325,21 +325,23 @@ def _measure(ms, batchsize):
     arrays, counts = model.arrays(), (model.updates, model.cacheupdates)
     model.set_state(np.zeros((model.layers, batchsize, model.state_size), np.float32))
     state = model.get_state()
-    steps, validations = [], []
-
-    def batch():
-        return ms.data.batch(0, batchsize)
     try:
-        start = time.perf_counter()
-        while len(steps) < 4 or time.perf_counter() - start < MEASURE:
-            for times, work in (steps, lambda: model.trainstep(*batch(), hyper)), (validations, lambda: model.evaluate(*batch(), state)):
-                before = time.perf_counter()
-                work()
-                times.append(time.perf_counter() - before)
+        step = _seconds(lambda: model.trainstep(*ms.data.batch(0, batchsize), hyper), MEASURE)
+        validation = _seconds(lambda: model.evaluate(*ms.data.batch(0, batchsize), state), MEASURE / 5)
     finally:
         model.set_arrays(arrays, hyper, *counts)
     count = ms.heldout.numsteps(batchsize) if ms.heldout else ms.data.batchepoch(batchsize)
-    return float(np.mean(steps[1:])), count * float(np.mean(validations[1:])), count
+    return step, count * validation, count
+
+
+def _seconds(work, atleast):
+    """Mean seconds of work(), carried out for so many seconds, as steps are: one behind the other, caches and threads warm."""
+    work(), work()
+    start, done = time.perf_counter(), 0
+    while done < 2 or time.perf_counter() - start < atleast:
+        work()
+        done += 1
+    return (time.perf_counter() - start) / done
 
 
 def _printsample(ms, step):
