@@ -85,21 +85,21 @@ def test_patience_ends_a_run_after_so_many_validations_in_a_row_without_a_lower_
 
 # Seconds that there are, of a step, of a validation and its steps; what was asked for; steps, train_len and valid_len.
 PLANS = [
-    ((100, 0.1, 2, 5), {'bestlast': True}, (900, 180, 0)),              # validations in 10 s: 5 of 2 s; 90 s left for the steps
+    ((100, 0.1, 2, 5), {'bestlast': True}, (960, 480, 0)),              # validations in 5 s: 2 of 2 s; 96 s left for the steps
     ((100, 0.1, 0.5, 5), {'bestlast': True}, (950, 95, 0)),             # 20 would fit: 10 at most
     ((100, 0.1, 60, 5), {'bestlast': True}, (400, 400, 0)),             # one there must be
-    ((100, 0.1, 20, 100), {}, (900, 90, 5)),                            # 10 of 1 s each, which are 5 steps
+    ((100, 0.1, 20, 100), {}, (960, 96, 2)),                            # 10 of 0.4 s each, which are 2 steps
     ((100, 0.1, 0.4, 2), {}, (960, 96, 2)),                             # 10 of all of it
     ((100, 0.1, 20, 100), {'valid_len': 50}, (900, 900, 50)),           # as asked for, 10 s: one
-    ((100, 0.1, 20, 100), {'train_len': 100}, (900, 100, 5)),           # a round takes 11 s: ten, of which nine are whole
-    ((100, 0.1, 20, 100), {'train_len': 5000}, (990, 5000, 5)),         # the first round isn't whole
+    ((100, 0.1, 20, 100), {'train_len': 100}, (960, 100, 2)),           # a round takes 10.4 s: ten, of which nine are whole
+    ((100, 0.125, 20, 100), {'train_len': 5000}, (796, 5000, 2)),       # the first round isn't whole
     ((100, 1, 2, 5), {'bestlast': True, 'train_len': 8}, (80, 8, 0)),   # a round takes 10 s
     ((0.5, 1, 2, 5), {'bestlast': True}, (1, 1, 0)),                    # less time than a step takes
     ((-7, 1, 2, 5), {}, (1, 1, 1))]                                     # it went for compiling
 
 
 @pytest.mark.parametrize('times, asked, expected', PLANS)
-def test_a_plan_fills_the_time_with_steps_and_a_tenth_of_it_with_validations(times, asked, expected):
+def test_a_plan_fills_the_time_with_steps_and_a_twentieth_of_it_with_validations(times, asked, expected):
     run = planned(Run(**{'steps': 0, 'train_len': 0, 'batchsize': 4, 'valid_len': 0, 'schedule': 'cosine', **asked}), *times)
     assert (run.steps, run.train_len, run.valid_len) == expected
     assert (run.batchsize, run.schedule, run.done, run.validated) == (4, 'cosine', 0, 0)
