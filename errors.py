@@ -10,15 +10,18 @@ import os
 
 
 class RNGRUError(Exception):
-    """Base of this project's own exceptions: `except RNGRUError` catches every one of them."""
+    """Base of this project's own exceptions: `except RNGRUError` catches
+    every one of them."""
 
 
 class TextError(RNGRUError, ValueError):
-    """The source text can't be trained on: empty, binary, or too short for the sequences asked for."""
+    """The source text can't be trained on: empty, binary, or too short for
+    the sequences asked for."""
 
 
 class WorkDirError(RNGRUError):
-    """The working directory can't be used as asked: already taken, not one of ours, damaged or too new."""
+    """The working directory can't be used as asked: already taken, not one
+    of ours, damaged or too new."""
 
 
 class CheckpointError(WorkDirError):

@@ -5,15 +5,25 @@ import shutil
 import subprocess
 import sys
 from datetime import timezone
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import engine
+import errors
 import model
 import report
+import rn_rnn_char
 import saving
+from checkpoint import Checkpoint, Checkpoints
+from dataset import HeldOut
+from generate import Stream, TextState
+from history import Table
+from info import Info
+from plot import plot
+from reading import Score
 from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
 from run import Run
 
@@ -58,6 +68,28 @@ def test_signatures_are_those_of_the_contract():
     for writer in (generatestring, ModelState.sample, ModelState.stream):
         assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
                                     'until': None, 'n': None, 'state': None}
+
+
+def helped():
+    """(name, object) of what help() shows of the public names, of the classes that their methods give, and of our own exceptions."""
+    given = [Checkpoint, Checkpoints, HeldOut, Info, Score, Stream, Table, TextState, plot]
+    own = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, RNGRUError)]
+    for each in [*(getattr(rn_rnn_char, name) for name in rn_rnn_char.__all__), *given, *own]:
+        yield each.__name__, each
+        if inspect.isclass(each):
+            for name, member in vars(each).items():
+                described = inspect.isroutine(member) or isinstance(member, (property, cached_property))
+                if described and (name == '__init__' or not name.startswith('_')):
+                    yield f'{each.__name__}.{name}', member
+
+
+def test_help_fits_into_80_columns():
+    seen = dict(helped())
+    assert len(seen) > 60 and {'ModelState.sample', 'ModelState.load', 'ModelState.model', 'Stream', 'Score.bits', 'CharSet.decode',
+                               'CheckpointError'} <= set(seen)
+    wide = {name: line for name, member in seen.items() for line in (inspect.getdoc(member) or '').splitlines() if len(line) > 70}
+    assert not wide                             # 70, as help() indents a method's text by 9
+
 
 
 @pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])
