@@ -38,7 +38,8 @@ def checkint(name, value, low=0, high=None):
 
 
 def checkreal(name, value, low=-math.inf, high=math.inf, islowallowed=True, ishighallowed=False):
-    """`value` as a float between low and high, of which each counts as in between where it is allowed; else TypeError or ValueError in one sentence."""
+    """`value` as a float between low and high, of which each counts as in between where it is allowed; else
+    TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name} takes a number, got {short(value)}')
     try:

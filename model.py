@@ -294,7 +294,8 @@ class ModelState:
                 if before:
                     self._parts = before
                 raise
-            self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())     # one that is there keeps its functions
+            # One that is there keeps its functions.
+            self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())
             report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
                        else 'No checkpoint yet: parameters drawn from the seed.')
             native.setthreads(threads)
@@ -373,8 +374,9 @@ class ModelState:
         written (the network stays as it was trained), WorkDirError where
         another process is training in the directory.
         """
-        asked = {'num_rounds': num_rounds, 'batchsize': batchsize, 'train_len': train_len, 'valid_len': valid_len, 'clear_state': clear_state,
-                 'minutes': minutes, 'schedule': schedule, 'warmup': warmup, 'end_learnrate': end_learnrate, 'patience': patience}
+        asked = {'num_rounds': num_rounds, 'batchsize': batchsize, 'train_len': train_len, 'valid_len': valid_len,
+                 'clear_state': clear_state, 'minutes': minutes, 'schedule': schedule, 'warmup': warmup,
+                 'end_learnrate': end_learnrate, 'patience': patience}
         print_every = checkint('print_every', print_every)
         save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
         native.checkthreads(threads)

@@ -58,9 +58,9 @@ def test_signatures_are_those_of_the_contract():
         return {name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
     assert defaults(ModelState.initfromsrcfile) == {'modeltype': 'GRUEncode', 'seq_len': 100, 'init_checkpoint': True, 'encoding': None,
                                                     'seed': None, 'start_from': None, 'verbose': True}
-    assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0, 'optimizer': 'rmsprop',
-                                     'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01, 'clipping': 'value', 'clip': 5.0,
-                                     'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
+    assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0,
+                                     'optimizer': 'rmsprop', 'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01,
+                                     'clipping': 'value', 'clip': 5.0, 'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
                                                'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None,
@@ -294,7 +294,8 @@ def test_a_checkpoint_whose_count_of_updates_is_none_is_passed_over(srcfile, nam
 # --- Runs in checkpoints ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('damage', [{'batchsize': 17}, {'batchsize': 10 ** 9}, {'valid_len': 0}, {'train_len': 0}, {'warmup': 8},
-                                    {'done': -1}, {'schedule': 'x'}, {'halvings': 10 ** 400}, {'best': float('nan')}, {'bestlast': 1}, {'more': 1}, None, 'run', []],
+                                    {'done': -1}, {'schedule': 'x'}, {'halvings': 10 ** 400}, {'best': float('nan')},
+                                    {'bestlast': 1}, {'more': 1}, None, 'run', []],
                          ids=lambda damage: repr(damage)[:30])
 def test_a_checkpoint_with_a_nonsense_run_is_refused_in_one_sentence(srcfile, damage):
     ms = make(srcfile)
@@ -372,7 +373,8 @@ def test_verbose_false_says_nothing(srcfile, capsys, monkeypatch):
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
-HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'), ({'zzz': 5}, TypeError, 'zzz'), ({'seqlen': 5}, TypeError, 'seq_len'),
+HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'),
+         ({'zzz': 5}, TypeError, 'zzz'), ({'seqlen': 5}, TypeError, 'seq_len'),
          ({'modeltype': ['GRUEncode']}, ValueError, 'GRUEncode'),
          ({'layers': 0}, ValueError, '0'), ({'layers': 2.0}, TypeError, '2.0'), ({'layers': True}, TypeError, 'True'),
          ({'state_size': -1}, ValueError, '-1'), ({'state_size': '64'}, TypeError, '64'), ({'learnrate': 0}, ValueError, '0'),
@@ -383,7 +385,8 @@ HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeE
          ({'modeltype': 'GRUencode'}, ValueError, 'GRUEncode'), ({'modeltype': None}, ValueError, 'None'),
          ({'encoding': 'utf-9'}, LookupError, 'utf-9'), ({'seq_len': 10 ** 6}, ValueError, '1000000'),
          ({'optimizer': 'adamm'}, ValueError, 'did you mean adam'), ({'momentum': 0.5}, ValueError, "optimizer='sgd'"),
-         ({'optimizer': 'adam', 'decay': 0.9}, ValueError, "optimizer='rmsprop'"), ({'optimizer': 'sgd', 'beta1': 1}, ValueError, 'below 1'),
+         ({'optimizer': 'adam', 'decay': 0.9}, ValueError, "optimizer='rmsprop'"),
+         ({'optimizer': 'sgd', 'beta1': 1}, ValueError, 'below 1'),
          ({'optimizer': 'adam', 'weight_decay': 0.1}, ValueError, "optimizer='adamw'"), ({'clip': 0}, ValueError, 'more than 0'),
          ({'valid_frac': 0.999}, ValueError, r'valid_frac 0.999 leaves \d of'),
          ({'valid_frac': 1e-9, 'seq_len': 1}, ValueError, 'valid_frac 1e-09 holds out 1 of'),
@@ -461,8 +464,9 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
             ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError),
             ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
-            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError), ({'warmup': -1}, ValueError),
-            ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError), ({'resume': 1}, TypeError)]
+            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError),
+            ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
+            ({'resume': 1}, TypeError)]
 
 
 @pytest.mark.parametrize('options, error', TRAINING)
@@ -504,8 +508,9 @@ def test_arguments_of_trainmodel_that_contradict_each_other_are_refused_at_the_d
     assert tree(srcfile.parent) == before and capsys.readouterr() == ('', '')
 
 
-@pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError), ((5, float('nan')), ValueError),
-                                              ((5, float('inf')), ValueError), ((5, 'hot'), TypeError), ((5, 0.5, -1), ValueError)])
+@pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError),
+                                              ((5, float('nan')), ValueError), ((5, float('inf')), ValueError),
+                                              ((5, 'hot'), TypeError), ((5, 0.5, -1), ValueError)])
 def test_wrong_arguments_of_sample_are_refused(srcfile, arguments, error):
     with pytest.raises(error):
         make(srcfile).sample(*arguments)
@@ -554,7 +559,8 @@ def trained(srcfile):
 
 
 @pytest.mark.parametrize('how', [lambda ms: ms.restore(), lambda ms: ms.sample(5), lambda ms: ms.model,
-                                 lambda ms: ms.trainmodel(train_len=1, valid_len=1, print_every=0)], ids=['restore', 'sample', 'model', 'trainmodel'])
+                                 lambda ms: ms.trainmodel(train_len=1, valid_len=1, print_every=0)],
+                         ids=['restore', 'sample', 'model', 'trainmodel'])
 @pytest.mark.parametrize('which', ['name', 'arrays'])
 @pytest.mark.filterwarnings('ignore:.*damaged')             # each listing names it again
 def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one_and_is_named(trained, how, which):
@@ -694,7 +700,8 @@ def test_restore_takes_best_and_latest(srcfile):
         make(srcfile, 'other', init_checkpoint=False).restore('latest')
 
 
-@pytest.mark.parametrize('keep, kept', [(1, [2, 6]), (2, [2, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6]), (None, [0, 1, 2, 3, 4, 5, 6])])
+@pytest.mark.parametrize('keep, kept', [(1, [2, 6]), (2, [2, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6]),
+                                        (None, [0, 1, 2, 3, 4, 5, 6])])
 def test_keep_removes_neither_the_best_nor_the_latest(srcfile, keep, kept, monkeypatch):
     ms = make(srcfile)
     values = iter([3.0, 1.0, 2.0, 2.0, 1.5, 2.5])
@@ -719,8 +726,9 @@ def test_info_says_what_is_there_and_what_is_damaged(srcfile):
     first, best, last = ms.checkpoints()[-3:]
     text = repr(ms.info())
     assert text == str(ms.info()) and isinstance(ms.info(), str)
-    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}', f'best {best.name}',
-                 'notes.txt', '  history      500 bytes  history.csv', 'Every file is whole.', 'Nobody is training here.', 'free on this disk'):
+    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}',
+                 f'best {best.name}', 'notes.txt', '  history      500 bytes  history.csv', 'Every file is whole.',
+                 'Nobody is training here.', 'free on this disk'):
         assert part in text
     flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / model.DATAFILE)
     (ms.workdir.path / last.arrays).unlink()
