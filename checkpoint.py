@@ -26,7 +26,8 @@ KINDS = ('validation', 'training', 'untrained')     # of a checkpoint's loss
 
 @dataclass(frozen=True, repr=False)
 class Checkpoint:
-    """One saved moment of a model's training, as WorkDir.checkpoints() lists it."""
+    """One saved moment of a model's training, as WorkDir.checkpoints() lists
+    it."""
     name: str           # of its facts file, without directory: what restore() takes
     loss: float         # nats per character
     epoch: int
@@ -51,7 +52,8 @@ class Checkpoints(list):
 
     @property
     def best(self):
-        """The one with the lowest validation loss, the newest of equals; None without any."""
+        """The one with the lowest validation loss, the newest of equals; None
+        without any."""
         validated = [each for each in reversed(self) if each.kind == 'validation' and math.isfinite(each.loss)]
         return min(validated, key=lambda each: each.loss, default=None)
 

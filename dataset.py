@@ -16,15 +16,21 @@ UNKNOWNS = np.append(np.arange(0xD800, 0xE000), ord(UNKNOWN))       # code point
 
 
 class CharSet:
-    """The characters of a source text and their indices: 0 is U+FFFD, the unknown character, the others follow by code point.
+    """The characters of a source text and their indices: 0 is U+FFFD, the
+    unknown character, the others follow by code point.
 
-    chars       str of V different characters, chars[0] U+FFFD, the others ascending, no surrogates
-    linestarts  (V,) integers: how often each character begins a line in the source. A line begins with the text's first
-                character and with every character that follows a line feed (an empty line, then, begins with a line feed).
-    hasunknown  whether the source itself holds U+FFFD, as such or for undecodable bytes; if not, it is never drawn
+    chars       str of V different characters, chars[0] U+FFFD, the others
+                ascending, no surrogates
+    linestarts  (V,) integers: how often each character begins a line in
+                the source. A line begins with the text's first character
+                and with every character that follows a line feed (an
+                empty line, then, begins with a line feed).
+    hasunknown  whether the source itself holds U+FFFD, as such or for
+                undecodable bytes; if not, it is never drawn
 
-    `len(charset)` is V; `dtype` is the smallest unsigned integer type that holds 0..V-1. Raises TypeError or ValueError
-    for anything else than the above.
+    `len(charset)` is V; `dtype` is the smallest unsigned integer type
+    that holds 0..V-1. Raises TypeError or ValueError for anything else
+    than the above.
     """
 
     def __init__(self, chars, linestarts, hasunknown=False):
@@ -67,7 +73,8 @@ class CharSet:
         return table
 
     def encode(self, text):
-        """The characters' indices, (len(text),) of `dtype`; 0 for characters that the charset lacks."""
+        """The characters' indices, (len(text),) of `dtype`; 0 for characters
+        that the charset lacks."""
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if text.isascii():      # whose indices are at most 128, so that a byte holds them: twice as fast as NumPy's lookup
@@ -75,7 +82,8 @@ class CharSet:
         return self._table.take(codepoints(text), mode='clip')
 
     def decode(self, indices):
-        """The text, a str, that a sequence of indices in 0..V-1 stands for; ValueError if one is outside."""
+        """The text, a str, that a sequence of indices in 0..V-1 stands for;
+        ValueError if one is outside."""
         indices = np.asarray(indices)
         if indices.shape == (0,):
             return ''
@@ -99,16 +107,19 @@ class CharSet:
         return onehots
 
     def linestartprobs(self):
-        """How often each character begins a line, (V,) float64 with sum 1: what a sample's first character is drawn by."""
+        """How often each character begins a line, (V,) float64 with sum 1: what
+        a sample's first character is drawn by."""
         return self.linestarts / self.linestarts.sum()
 
     def facts(self):
-        """The charset as a dict of plain Python values; `fromfacts` makes the charset of it again."""
+        """The charset as a dict of plain Python values; `fromfacts` makes the
+        charset of it again."""
         return {'chars': self.chars, 'linestarts': self.linestarts.tolist(), 'hasunknown': self.hasunknown}
 
     @classmethod
     def fromfacts(cls, facts):
-        """The charset that `facts()` told of; ValueError, in one sentence, where the facts aren't such."""
+        """The charset that `facts()` told of; ValueError, in one sentence, where
+        the facts aren't such."""
         if not isinstance(facts, dict):
             raise ValueError(f"a charset's facts must be a dict, not {type(facts).__name__}")
         for name, kind in (('chars', str), ('linestarts', list), ('hasunknown', bool)):
@@ -120,14 +131,19 @@ class CharSet:
 
 
 class DataSet:
-    """A text as n = ceil(numchars / seq_len) sequences of seq_len indices, and the batches an epoch reads of them.
+    """A text as n = ceil(numchars / seq_len) sequences of seq_len indices,
+    and the batches an epoch reads of them.
 
-    codes     (n seq_len + 1,) integers, mapped or in memory: the text's indices, then padding from the text's beginning
-              up to n seq_len, then the index that comes next there, the last target. What stands right behind the text is never
-              read, it is known to be the text's first index: so the first part of a longer text is a view of its codes
+    codes     (n seq_len + 1,) integers, mapped or in memory: the text's
+              indices, then padding from the text's beginning up to n
+              seq_len, then the index that comes next there, the last
+              target. What stands right behind the text is never read, it
+              is known to be the text's first index: so the first part of
+              a longer text is a view of its codes
     numchars  characters in the text
     seq_len   T, characters in a sequence
-    vocab     V, or None: with it, `batch` refuses indices that no character has
+    vocab     V, or None: with it, `batch` refuses indices that no
+              character has
 
     Raises TypeError or ValueError where these don't fit each other.
     """
@@ -153,7 +169,8 @@ class DataSet:
         return f"DataSet({self.numchars} characters, {self.numseqs} sequences of {self.seq_len}, {self.codes.dtype})"
 
     def batchepoch(self, batchsize):
-        """Steps in an epoch, ceil(n / B); ValueError where the text has fewer than `batchsize` sequences."""
+        """Steps in an epoch, ceil(n / B); ValueError where the text has fewer
+        than `batchsize` sequences."""
         batchsize = checkint('batchsize', batchsize, 1)
         if batchsize > self.numseqs:
             raise ValueError(f"batchsize {batchsize} needs at least {batchsize} sequences, the text gives {self.numseqs}: "
@@ -161,10 +178,12 @@ class DataSet:
         return -(-self.numseqs // batchsize)
 
     def batch(self, pos, batchsize):
-        """The batch of step `pos`, 0 <= pos < batchepoch: inputs and targets, (T, B) int32 each, C-contiguous.
+        """The batch of step `pos`, 0 <= pos < batchepoch: inputs and targets,
+        (T, B) int32 each, C-contiguous.
 
-        Column i is sequence (i batchepoch + pos) mod n: each row of the batch reads its own stretch of the text in order,
-        and where B doesn't divide n the last ones go on at the text's beginning.
+        Column i is sequence (i batchepoch + pos) mod n: each row of the batch
+        reads its own stretch of the text in order, and where B doesn't divide
+        n the last ones go on at the text's beginning.
         """
         steps = self.batchepoch(batchsize)
         pos = checkint(f"pos at batchsize {batchsize}", pos, 0, steps - 1)
@@ -174,11 +193,13 @@ class DataSet:
         return _inputsandtargets(np.asarray(self.codes)[at], self.vocab)
 
     def split(self, valid_frac):
-        """(the DataSet to train on, the HeldOut to validate on): the text's end, about a share `valid_frac` of it, held out.
+        """(the DataSet to train on, the HeldOut to validate on): the text's end,
+        about a share `valid_frac` of it, held out.
 
-        The DataSet behaves as one of its part of the text alone would, `trainchars` says how long that is, and the HeldOut is the
-        rest. Both are views of the codes: nothing is copied. With valid_frac 0 they are this DataSet itself and None. Raises as
-        `trainchars` does.
+        The DataSet behaves as one of its part of the text alone would,
+        `trainchars` says how long that is, and the HeldOut is the rest. Both
+        are views of the codes: nothing is copied. With valid_frac 0 they are
+        this DataSet itself and None. Raises as `trainchars` does.
         """
         length = trainchars(self.numchars, self.seq_len, valid_frac)
         if valid_frac == 0:
@@ -188,9 +209,11 @@ class DataSet:
 
     @classmethod
     def load(cls, path, numchars, seq_len, vocab, checksum=None):
-        """The dataset that encodefile wrote to `path`, memory-mapped: takes no memory, whatever its size.
+        """The dataset that encodefile wrote to `path`, memory-mapped: takes no
+        memory, whatever its size.
 
-        `numchars`, `seq_len`, `vocab` (V) and `checksum` (as filechecksum gives it, about a second a GB; None: isn't looked at) are what the
+        `numchars`, `seq_len`, `vocab` (V) and `checksum` (as filechecksum
+        gives it, about a second a GB; None: isn't looked at) are what the
         file must fit; WorkDirError where it is missing, damaged or doesn't.
         """
         dtype = np.min_scalar_type(checkint('vocab', vocab, 1) - 1)
@@ -213,16 +236,22 @@ class DataSet:
 
 
 class HeldOut:
-    """The part of a text that training never reads, M characters, and the loss on all of it.
+    """The part of a text that training never reads, M characters, and the
+    loss on all of it.
 
     codes    (M,) integers, M >= 2, mapped or in memory
     seq_len  T, the characters that a batch reads at a time
-    vocab    V, or None: with it, indices that no character has are refused
+    vocab    V, or None: with it, indices that no character has are
+             refused
 
-    Each character but the first is predicted once, from those before it in the held-out part: M - 1 predictions. They are read as
-    `rows(batchsize)` stretches of the text side by side, each from a zero state and carrying it on, and the fewer than that many
-    which are left over then go on from the last row. The fewer rows, the fewer predictions are made with nothing yet read.
-    Raises TypeError or ValueError where the arguments don't fit each other.
+    Each character but the first is predicted once, from those before it
+    in the held-out part: M - 1 predictions. They are read as
+    `rows(batchsize)` stretches of the text side by side, each from a zero
+    state and carrying it on, and the fewer than that many which are left
+    over then go on from the last row. The fewer rows, the fewer
+    predictions are made with nothing yet read.
+    Raises TypeError or ValueError where the arguments don't fit each
+    other.
     """
 
     def __init__(self, codes, seq_len, vocab=None):
@@ -239,7 +268,8 @@ class HeldOut:
         return f"HeldOut({self.numchars} characters, {self.codes.dtype})"
 
     def rows(self, batchsize):
-        """How many stretches are read side by side: `batchsize`, or fewer where they would be shorter than a sequence."""
+        """How many stretches are read side by side: `batchsize`, or fewer where
+        they would be shorter than a sequence."""
         return max(1, min(checkint('batchsize', batchsize, 1), (self.numchars - 1) // self.seq_len))
 
     def numsteps(self, batchsize):
@@ -248,8 +278,9 @@ class HeldOut:
         return -(-length // self.seq_len) + -(-left // self.seq_len)
 
     def batches(self, batchsize):
-        """Yields inputs and targets, (T, rows) int32 each, C-contiguous: all rows' next T characters (fewer at the end); then, (T, 1), what
-        is left over behind the last row."""
+        """Yields inputs and targets, (T, rows) int32 each, C-contiguous: all
+        rows' next T characters (fewer at the end); then, (T, 1), what is left
+        over behind the last row."""
         rows = self.rows(batchsize)
         length, left = divmod(self.numchars - 1, rows)
         for starts, end in (np.arange(rows) * length, length), (np.array([rows * length]), left):
@@ -258,10 +289,13 @@ class HeldOut:
                 yield _inputsandtargets(np.asarray(self.codes)[at], self.vocab)
 
     def losses(self, evaluate, batchsize, layers, state_size):
-        """Yields, after each of the `numsteps(batchsize)` batches, the mean loss of all predictions so far: the last one is the loss.
+        """Yields, after each of the `numsteps(batchsize)` batches, the mean loss
+        of all predictions so far: the last one is the loss.
 
-        evaluate: (x, y (T, B) int32, a list of `layers` states (B, state_size) float32) -> (mean loss, the list of last states), as
-        layers.ModelParams.evaluate is. Whoever asks for the next one decides whether it goes on.
+        evaluate: (x, y (T, B) int32, a list of `layers` states (B,
+        state_size) float32) -> (mean loss, the list of last states), as
+        layers.ModelParams.evaluate is. Whoever asks for the next one decides
+        whether it goes on.
         """
         state = [np.zeros((self.rows(batchsize), state_size), np.float32)] * layers
         total = count = 0

@@ -45,7 +45,8 @@ def main():
     for _ in range(3):
         generatestring(ms, 350, temp=0.8)
         print('\n' + 20 * '- ' + '\n')
-    print(f"\nGo on in the shell (`make shell`):\n    ms = ModelState.load('{WORKDIR.name}')\n    ms.trainmodel(batchsize=32, valid_len=40)\n"
+    print("\nGo on in the shell (`make shell`):\n"
+          f"    ms = ModelState.load('{WORKDIR.name}')\n    ms.trainmodel(batchsize=32, valid_len=40)\n"
           '    generatestring(ms, 1000, temp=0.8)')
 
 

@@ -10,15 +10,18 @@ import os
 
 
 class RNGRUError(Exception):
-    """Base of this project's own exceptions: `except RNGRUError` catches every one of them."""
+    """Base of this project's own exceptions: `except RNGRUError` catches
+    every one of them."""
 
 
 class TextError(RNGRUError, ValueError):
-    """The source text can't be trained on: empty, binary, or too short for the sequences asked for."""
+    """The source text can't be trained on: empty, binary, or too short for
+    the sequences asked for."""
 
 
 class WorkDirError(RNGRUError):
-    """The working directory can't be used as asked: already taken, not one of ours, damaged or too new."""
+    """The working directory can't be used as asked: already taken, not one
+    of ours, damaged or too new."""
 
 
 class CheckpointError(WorkDirError):
@@ -35,7 +38,8 @@ def checkint(name, value, low=0, high=None):
 
 
 def checkreal(name, value, low=-math.inf, high=math.inf, islowallowed=True, ishighallowed=False):
-    """`value` as a float between low and high, of which each counts as in between where it is allowed; else TypeError or ValueError in one sentence."""
+    """`value` as a float between low and high, of which each counts as in between where it is allowed; else
+    TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name} takes a number, got {short(value)}')
     try:

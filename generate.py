@@ -25,20 +25,23 @@ class TextState(NamedTuple):
 
 
 class Stream:
-    """The pieces of a text, or of several, in the order in which a model writes them: an iterator.
+    """The pieces of a text, or of several, in the order in which a model
+    writes them: an iterator.
 
         stream = ms.stream(1000, prime='ROMEO:')
         for piece in stream:
             print(piece, end='', flush=True)
         more = ms.sample(1000, state=stream.state)
 
-    A piece is a str, with n= a list of n of them ('' where a text has ended). `state`: where the texts stand behind the last piece, a
+    A piece is a str, with n= a list of n of them ('' where a text has
+    ended). `state`: where the texts stand behind the last piece, a
     TextState; None before the first.
     """
 
     def __init__(self, ms, numchars=100, temp=0.5, seed=None, *, prime='', top_k=None, top_p=None, min_p=None, until=None, n=None,
                  state=None):
-        """As ModelState.sample, which see; `seed` may be a numpy.random.SeedSequence as well."""
+        """As ModelState.sample, which see; `seed` may be a
+        numpy.random.SeedSequence as well."""
         self._ms, self._model = ms, ms.model
         vocab = len(ms.charset)
         self._left = checkint('numchars', numchars, 0, MOSTCHARS)
@@ -107,7 +110,8 @@ class Stream:
         return self
 
     def __next__(self):
-        """The next piece; StopIteration behind the last. A call that Ctrl-C breaks off changes nothing: the next one gives the same piece."""
+        """The next piece; StopIteration behind the last. A call that Ctrl-C
+        breaks off changes nothing: the next one gives the same piece."""
         before = self.state, self._left, self._size, list(self._live), list(self._tails), [rng.bit_generator.state for rng in self._rngs]
         try:
             return self._piece()

@@ -285,21 +285,26 @@ def _standing(kind, updates):
 
 
 class Table:
-    """What a history holds: columns, as arrays, and rows, in the order in which they came.
+    """What a history holds: columns, as arrays, and rows, in the order in
+    which they came.
 
-        table['loss']               a column, an array with a number for each row; COLUMNS lists them
-        table[-1]                   a row, a dict; its 'time' is an aware datetime
-        table.steps                 the Table of the training steps alone
-        table.validations           that of the validations
-        table.best                  the row of the lowest validation loss, or None
+        table['loss']       a column, an array with a number for each
+                            row; COLUMNS lists them
+        table[-1]           a row, a dict; its 'time' is an aware datetime
+        table.steps         the Table of the training steps alone
+        table.validations   that of the validations
+        table.best          the row of the lowest validation loss, or None
         pandas.DataFrame(dict(table))
 
-    `time` is datetime64[ms], UTC; `kind` is str; updates, epoch, position, characters and format are int64, the others float64, NaN
-    where nothing is known. The shell shows it as a table of the last validations.
+    `time` is datetime64[ms], UTC; `kind` is str; updates, epoch,
+    position, characters and format are int64, the others float64, NaN
+    where nothing is known. The shell shows it as a table of the last
+    validations.
     """
 
     def __init__(self, columns, path=None):
-        """columns: a dict of name -> array, all of one length; path: of the file that they come from, if any."""
+        """columns: a dict of name -> array, all of one length; path: of the file
+        that they come from, if any."""
         self.columns, self.path = columns, path
 
     def __len__(self):
@@ -310,7 +315,8 @@ class Table:
         return self.columns.keys()
 
     def __getitem__(self, key):
-        """A column by its name, a row by its number, or a Table of the rows that a slice, a mask or an array of numbers chooses."""
+        """A column by its name, a row by its number, or a Table of the rows that
+        a slice, a mask or an array of numbers chooses."""
         if isinstance(key, str):
             return self.columns[key]
         if isinstance(key, (int, np.integer)):
@@ -332,7 +338,8 @@ class Table:
 
     @property
     def best(self):
-        """The validation with the lowest loss, a row, the newest of equals; None where there is none."""
+        """The validation with the lowest loss, a row, the newest of equals; None
+        where there is none."""
         validations = self.validations
         finite = np.flatnonzero(np.isfinite(validations['loss']))[::-1]
         return validations[finite[np.argmin(validations['loss'][finite])]] if len(finite) else None

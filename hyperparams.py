@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import textwrap
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 
@@ -28,13 +29,20 @@ def _choice(comment, *choices, forgood=''):
 class HyperParams:
     """A network's hyperparameters.
 
-        HyperParams(layers=3, state_size=256)       # the others at their defaults
-        ms.hyper.learnrate = 0.0005                 # checked at once, holds from the next step on, stands in the next checkpoint
-        ms.hyper.optimizer = 'adam'                 # from the next training on, which starts with caches of zeros and keeps the parameters
+        # the others at their defaults
+        HyperParams(layers=3, state_size=256)
+        # checked at once, holds from the next step on, stands in the
+        # next checkpoint
+        ms.hyper.learnrate = 0.0005
+        # from the next training on, which starts with caches of zeros
+        # and keeps the parameters
+        ms.hyper.optimizer = 'adam'
 
-    layers, state_size, init and valid_frac are set once, when the model is made.
-    A wrong name raises TypeError (AttributeError where it is assigned) and names the nearest right one; a value of the
-    wrong type raises TypeError, one out of range ValueError.
+    layers, state_size, init and valid_frac are set once, when the model
+    is made.
+    A wrong name raises TypeError (AttributeError where it is assigned)
+    and names the nearest right one; a value of the wrong type raises
+    TypeError, one out of range ValueError.
     """
 
     layers: int = _hyper(1, 'GRU layers, one upon the other', 1, 101, forgood='it shapes the network')
@@ -70,7 +78,9 @@ class HyperParams:
 
 _FIELDS = {f.name: f for f in fields(HyperParams)}
 FORGOOD = [name for name, f in _FIELDS.items() if f.metadata['forgood']]
-HyperParams.__doc__ += '\n' + ''.join(f'    {f"{name}={f.default}":20}{f.metadata["comment"]}\n' for name, f in _FIELDS.items())
+HyperParams.__doc__ += '\n' + ''.join(
+    textwrap.fill(f'{f"{name}={f.default}":20}{f.metadata["comment"]}', 74, initial_indent='    ', subsequent_indent=' ' * 24,
+                  break_on_hyphens=False) + '\n' for name, f in _FIELDS.items())        # 70 columns wide, as help() indents them by 9
 
 
 def _checked(f, value):

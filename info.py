@@ -46,10 +46,12 @@ def describe(ms, datafile):
     if ms.startedfrom:
         lines.insert(1, f'Its first parameters were those of {ms.startedfrom}.')
     if left:
-        lines.append(f'  left over    {_size(_sizes(directory, left)):>9}  {len(left)}, of writes under way or broken off: the next one clears up')
+        lines.append(f'  left over    {_size(_sizes(directory, left)):>9}  {len(left)}, of writes under way or broken off: '
+                     'the next one clears up')
     if others:
         listed = sorted(others)
-        lines.append(f'  others       {_size(_sizes(directory, others)):>9}  {", ".join(map(ascii, listed[:5]))}{", ..." if len(listed) > 5 else ""}')
+        lines.append(f'  others       {_size(_sizes(directory, others)):>9}  '
+                     f'{", ".join(map(ascii, listed[:5]))}{", ..." if len(listed) > 5 else ""}')
     lines += [f'Damaged: {text}.' for text in damaged] or ['Every file is whole.']
     who = holder(directory)
     lines.append(f'{who} is training here.' if who else 'Nobody is training here.')

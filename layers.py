@@ -61,8 +61,8 @@ class ModelParams:
     `updates` counts the updates that were made, `cacheupdates` those since the optimizer's caches were zero, `characters` what was read in
     training, `seconds` the time that it took.
 
-    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches; with dropout 4 T B
-    2 L H more; with NumPy up to half as much again.
+    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches;
+    with dropout 4 T B 2 L H more; with NumPy up to half as much again.
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
@@ -119,8 +119,8 @@ class ModelParams:
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         if needed > memory:
             raise MemoryError(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters takes about '
-                              f'{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: use a smaller state_size, batchsize or '
-                              'seq_len, or fewer layers')
+                              f'{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: use a smaller '
+                              'state_size, batchsize or seq_len, or fewer layers')
 
     def weights(self):
         """Names of the weight matrices, the parameters that regcost shrinks."""
@@ -138,7 +138,8 @@ class ModelParams:
             return
         self._settle(now)
         if now.optimizer != before.optimizer:
-            report.say(f'The optimizer is {now.optimizer} now, in place of {before.optimizer}: the parameters stay, its caches start from zero.')
+            report.say(f'The optimizer is {now.optimizer} now, in place of {before.optimizer}: '
+                       'the parameters stay, its caches start from zero.')
         if now.averaged != before.averaged:
             report.say('The running mean of the parameters (ema) starts from the parameters as they are.' if now.averaged
                        else 'Without ema, text comes from the trained parameters again.')
@@ -182,7 +183,8 @@ class ModelParams:
     def set_params(self, params):
         """Replace parameters, with ema their averages too, by the arrays of a dict of name -> array; those that it leaves out stay.
 
-        Raises KeyError for a name that isn't a parameter's, ValueError for a wrong shape or values that aren't numbers; then nothing has changed.
+        Raises KeyError for a name that isn't a parameter's, ValueError for a wrong shape or values that aren't numbers; then
+        nothing has changed.
         """
         values = {}
         if not isinstance(params, Mapping):
@@ -293,7 +295,8 @@ class ModelParams:
         return (loss[0] if gradients else loss), lasts
 
     def cost(self, x, y, s0s, regcost):
-        """What `trainstep` descends on, to build costs of your own beside: the loss + regcost / 2 * sum of the squared weight matrices / number of characters."""
+        """What `trainstep` descends on, to build costs of your own beside: the loss
+        + regcost / 2 * sum of the squared weight matrices / number of characters."""
         squares = sum(T.sum(T.sqr(self.params[name])) for name in self.weights())
         return self.loss(x, y, s0s)[0] + regcost / 2 * squares / (y.shape[0] * y.shape[1])
 
@@ -313,7 +316,7 @@ class ModelParams:
                 self.prepare(hyper)
             loss, norm, share = self._training()(x, y, np.array((
                 hyper.learnrate if learnrate is None else learnrate, hyper.decay, hyper.beta1, hyper.beta2, hyper.momentum,
-                hyper.weight_decay, hyper.clip, hyper.regcost / x.size, hyper.ema, self.updates, self.cacheupdates)),      # as RATES names them
+                hyper.weight_decay, hyper.clip, hyper.regcost / x.size, hyper.ema, self.updates, self.cacheupdates)),  # as RATES names them
                 *(np.array(value, dtype) for value, dtype in zip((hyper.dropout, self.seed, self.updates), DROPOUT) if hyper.dropout))
             self.updates += 1
             self.cacheupdates += 1
@@ -433,7 +436,8 @@ MODELTYPES = {cls.__name__: cls for cls in (GRUEncode, GRUResize)}
 
 
 def _orthogonal(rng, H):
-    """(H, 3H): three orthogonal matrices side by side, each uniform among them all: QR of a normal one, with the signs of R (Mezzadri 2007)."""
+    """(H, 3H): three orthogonal matrices side by side, each uniform among them all: QR of a normal one,
+    with the signs of R (Mezzadri 2007)."""
     blocks = []
     for _ in range(3):
         Q, R = np.linalg.qr(rng.standard_normal((H, H)))

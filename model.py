@@ -30,26 +30,40 @@ _MODELTYPE = type('Default', (str,), {})('GRUEncode')       # a default that can
 
 
 class ModelState:
-    """A text file, a GRU network that learns to predict its next character, and the working directory that keeps them.
+    """A text file, a GRU network that learns to predict its next character,
+    and the working directory that keeps them.
 
-        ms = ModelState.initfromsrcfile('book.txt', 'book', layers=2, state_size=256)   # a new model
-        ms.trainmodel(num_rounds=3, batchsize=16, valid_len=50, print_every=200)        # Ctrl-C stops, and keeps what was learnt
-        generatestring(ms, numchars=500, temp=0.5)                                      # print text that the model writes
-        text = ms.sample(500)                                                           # the same, as a str
+        # a new model
+        ms = ModelState.initfromsrcfile('book.txt', 'book', layers=2,
+                                        state_size=256)
+        # Ctrl-C stops, and keeps what was learnt
+        ms.trainmodel(num_rounds=3, batchsize=16, valid_len=50,
+                      print_every=200)
+        # print text that the model writes
+        generatestring(ms, numchars=500, temp=0.5)
+        text = ms.sample(500)               # the same, as a str
 
         ms = ModelState.load('book')        # in another session
-        ms.checkpoints()                    # what was kept, oldest first, as a table
-        ms.restore()                        # parameters back from the last checkpoint; restore('best'), restore(name) from an earlier one
-        ms.info()                           # what is in the directory, and whether it is whole
+        ms.checkpoints()        # what was kept, oldest first, as a table
+        # parameters back from the last checkpoint; restore('best'),
+        # restore(name) from an earlier one
+        ms.restore()
+        ms.info()      # what is in the directory, and whether it is whole
 
-        # a second text, in a directory of its own, from what was learnt of the first
-        ms = ModelState.initfromsrcfile('other.txt', 'other', start_from='book')
+        # a second text, in a directory of its own, from what was learnt
+        # of the first
+        ms = ModelState.initfromsrcfile('other.txt', 'other',
+                                        start_from='book')
 
-    Attributes: hyper (HyperParams; `ms.hyper.learnrate = 0.0005` holds from the next step on), charset (CharSet), data (DataSet), model
-    (the network: get_params(), set_params(dict), epoch, pos), checkpoint (the last one read or written, or None), modeltype, numchars,
-    seq_len, seed, startedfrom (of start_from, in words, or ''), workdir. trackneurons(text) tells every neuron's state along a text.
+    Attributes: hyper (HyperParams; `ms.hyper.learnrate = 0.0005` holds
+    from the next step on), charset (CharSet), data (DataSet), model (the
+    network: get_params(), set_params(dict), epoch, pos), checkpoint (the
+    last one read or written, or None), modeltype, numchars, seq_len,
+    seed, startedfrom (of start_from, in words, or ''), workdir.
+    trackneurons(text) tells every neuron's state along a text.
 
-    Loss is the mean negative log-likelihood in nats per character; divided by ln 2 it is bits per character.
+    Loss is the mean negative log-likelihood in nats per character;
+    divided by ln 2 it is bits per character.
     """
 
     def __init__(self, workdir, modeltype, hyper, charset, numchars, seq_len, seed, textchecksum, startedfrom=''):
@@ -63,26 +77,44 @@ class ModelState:
     def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = _MODELTYPE, *, seq_len: int = 100,
                         init_checkpoint: bool = True, encoding: str | None = None, seed: int | None = None,
                         start_from: str | os.PathLike | None = None, verbose: bool = True, **hyper):
-        """A new model for the text in `srcfile`, kept in the directory `workdir`.
+        """A new model for the text in `srcfile`, kept in the directory
+        `workdir`.
 
         srcfile          path of a text file
-        workdir          path of a directory, made if there is none; it must not hold a model yet
-        modeltype        'GRUEncode': a tanh layer feeds the first GRU layer; 'GRUResize': the first GRU layer reads characters itself
-        seq_len          characters in a sequence, the steps that gradients reach back
-        init_checkpoint  measure the untrained loss and write the first checkpoint; False: restore() redraws the parameters from the seed
-        encoding         of the text; None: UTF-8, or what a byte-order mark says
-        seed             int >= 0 from which the initial weights come; None draws one; it is stored
-        start_from       a trained model to go on from, which stays as it is: its directory, whose newest whole checkpoint counts, or a
-                         ModelState, whose present parameters count (so ms.restore(name), then start_from=ms, goes on from that checkpoint)
+        workdir          path of a directory, made if there is none; it must
+                         not hold a model yet
+        modeltype        'GRUEncode': a tanh layer feeds the first GRU layer;
+                         'GRUResize': the first GRU layer reads characters
+                         itself
+        seq_len          characters in a sequence, the steps that gradients
+                         reach back
+        init_checkpoint  measure the untrained loss and write the first
+                         checkpoint; False: restore() redraws the parameters
+                         from the seed
+        encoding         of the text; None: UTF-8, or what a byte-order mark
+                         says
+        seed             int >= 0 from which the initial weights come; None
+                         draws one; it is stored
+        start_from       a trained model to go on from, which stays as it is:
+                         its directory, whose newest whole checkpoint counts,
+                         or a ModelState, whose present parameters count (so
+                         ms.restore(name), then start_from=ms, goes on from
+                         that checkpoint)
         verbose          False: say nothing
-        **hyper          what help(HyperParams) lists: layers, state_size, learnrate, ...
+        **hyper          what help(HyperParams) lists: layers, state_size,
+                         learnrate, ...
 
-        With start_from, the new model has the other's modeltype, layers and state_size, and of the other hyperparameters those that aren't
-        given; seq_len isn't taken over. Its charset is the other's with the new text's characters. Every parameter is the other's, but
-        for those of characters new to it, which are drawn as in a new model. Optimiser, states, position and epoch start from zero;
-        the first checkpoint, which can't be left out then, has the loss before any training on this text.
-        Nothing is compiled. What can't be right (a missing, empty or binary file, a directory that is taken, a wrong name or value)
-        is refused in one sentence, and the disk is left as it was.
+        With start_from, the new model has the other's modeltype, layers and
+        state_size, and of the other hyperparameters those that aren't given;
+        seq_len isn't taken over. Its charset is the other's with the new
+        text's characters. Every parameter is the other's, but for those of
+        characters new to it, which are drawn as in a new model. Optimiser,
+        states, position and epoch start from zero; the first checkpoint,
+        which can't be left out then, has the loss before any training on this
+        text.
+        Nothing is compiled. What can't be right (a missing, empty or binary
+        file, a directory that is taken, a wrong name or value) is refused in
+        one sentence, and the disk is left as it was.
         """
         if not isinstance(modeltype, str) or modeltype not in MODELTYPES:
             raise ValueError(f'no model type is called {short(modeltype)}{nearest(modeltype, MODELTYPES) or ":"} '
@@ -135,9 +167,11 @@ class ModelState:
 
     @classmethod
     def load(cls, workdir):
-        """The model kept in the directory `workdir`: its facts, charset and last checkpoint's facts; parameters are read when needed.
+        """The model kept in the directory `workdir`: its facts, charset and last
+        checkpoint's facts; parameters are read when needed.
 
-        Nothing is compiled. A damaged checkpoint is named and passed over. Raises FileNotFoundError where there is no such directory,
+        Nothing is compiled. A damaged checkpoint is named and passed over.
+        Raises FileNotFoundError where there is no such directory,
         WorkDirError where it holds no model or a damaged one.
         """
         directory = WorkDir(checkpath('workdir', workdir))
@@ -193,12 +227,14 @@ class ModelState:
 
     @cached_property
     def model(self):
-        """The network (layers.ModelParams) with the parameters of the last checkpoint read or written, or else of the newest whole one."""
+        """The network (layers.ModelParams) with the parameters of the last
+        checkpoint read or written, or else of the newest whole one."""
         return saving.filled(self, None, self._newmodel(), self.checkpoint)
 
     @property
     def data(self):
-        """The encoded text that is trained on (DataSet), memory-mapped, once its checksum is found right."""
+        """The encoded text that is trained on (DataSet), memory-mapped, once its
+        checksum is found right."""
         return self._parts[0]
 
     @property
@@ -214,29 +250,39 @@ class ModelState:
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 
     def checkpoints(self):
-        """The checkpoints, a list, oldest first, that the shell shows as a table.
+        """The checkpoints, a list, oldest first, that the shell shows as a
+        table.
 
-        Each has .name, .loss (nats/char), .kind (of its loss: 'validation', 'training' or 'untrained'), .epoch, .pos and .time (UTC);
-        the list's .best is the one with the lowest validation loss.
+        Each has .name, .loss (nats/char), .kind (of its loss: 'validation',
+        'training' or 'untrained'), .epoch, .pos and .time (UTC); the list's
+        .best is the one with the lowest validation loss.
         """
         return self.workdir.checkpoints()
 
     def info(self):
-        """What is in the model's directory and what state it is in: a text that the shell shows. Reads every file, about a second a GB."""
+        """What is in the model's directory and what state it is in: a text that
+        the shell shows. Reads every file, about a second a GB."""
         return info.describe(self, DATAFILE)
 
     def restore(self, name: str | None = None, *, threads: int | None = None, verbose: bool = True):
-        """Put data and parameters back from the last checkpoint, or the one called `name`, and compile what generates text.
+        """Put data and parameters back from the last checkpoint, or the one
+        called `name`, and compile what generates text.
 
-        name: a bare file name, as checkpoints() lists them, or 'best' (the lowest validation loss) or 'latest'
-        threads: of the native kernels; None: RN_GRU_THREADS, or as many as the process may use
-        verbose: False: say nothing
+        name     a bare file name, as checkpoints() lists them, or 'best' (the
+                 lowest validation loss) or 'latest'
+        threads  of the native kernels; None: RN_GRU_THREADS, or as many as
+                 the process may use
+        verbose  False: say nothing
 
-        Every file is checked first, about a second a GB. Without a name, a damaged checkpoint is named and the newest one that is whole taken.
-        Going to another checkpoint than the one that stands brings back its hyperparameters as well. Without any
-        checkpoint the parameters are drawn anew from the seed. Raises CheckpointError where there is none of that name (it lists
-        those that are) or it is damaged, where none is whole, or where there is none at all and start_from gave the parameters;
-        WorkDirError where the encoded text is damaged; then nothing has changed.
+        Every file is checked first, about a second a GB. Without a name, a
+        damaged checkpoint is named and the newest one that is whole taken.
+        Going to another checkpoint than the one that stands brings back its
+        hyperparameters as well. Without any checkpoint the parameters are
+        drawn anew from the seed. Raises CheckpointError where there is none
+        of that name (it lists those that are) or it is damaged, where none is
+        whole, or where there is none at all and start_from gave the
+        parameters; WorkDirError where the encoded text is damaged; then
+        nothing has changed.
         """
         native.checkthreads(threads)
         verbose = checkbool('verbose', verbose)
@@ -248,7 +294,8 @@ class ModelState:
                 if before:
                     self._parts = before
                 raise
-            self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())     # one that is there keeps its functions
+            # One that is there keeps its functions.
+            self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())
             report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
                        else 'No checkpoint yet: parameters drawn from the seed.')
             native.setthreads(threads)
@@ -260,46 +307,76 @@ class ModelState:
                    clear_state: bool = False, *, minutes: float | None = None, schedule: str = 'constant', warmup: int = 0,
                    end_learnrate: float | None = None, patience: int | None = None, resume: bool = False, save_every: float = 600,
                    keep: int | None = None, threads: int | None = None, verbose: bool = True):
-        """Train for some rounds, each with a validation and a checkpoint at its end.
+        """Train for some rounds, each with a validation and a checkpoint at its
+        end.
 
         num_rounds     how many rounds
-        batchsize      B, sequences read side by side; each goes on where it stopped, through the whole text
-        train_len      steps in a round (a step is one batch of sequences); 0: ms.data.batchepoch(batchsize), an epoch; with minutes, a tenth of
-                       the run or more
-        valid_len      steps of validation, on the text that comes next, which the model saw longest ago; 0: an epoch's, which costs
-                       about a third of an epoch's training (with minutes, a twentieth of the time at most). With valid_frac it is left out:
-                       validation is on all of the held-out part then
-        print_every    steps between samples of 100 characters, counted across rounds, the first one before the first step; 0: none
+        batchsize      B, sequences read side by side; each goes on where it
+                       stopped, through the whole text
+        train_len      steps in a round (a step is one batch of sequences); 0:
+                       ms.data.batchepoch(batchsize), an epoch; with minutes,
+                       a tenth of the run or more
+        valid_len      steps of validation, on the text that comes next, which
+                       the model saw longest ago; 0: an epoch's, which costs
+                       about a third of an epoch's training (with minutes, a
+                       twentieth of the time at most). With valid_frac it is
+                       left out: validation is on all of the held-out part
+                       then
+        print_every    steps between samples of 100 characters, counted across
+                       rounds, the first one before the first step; 0: none
         clear_state    start from a zero hidden state, at the position reached
-        minutes        train for so long, compilation and validations included, in place of num_rounds: some steps are timed first, and the
-                       number of steps, which schedule and resume go by, stays as planned then
-        schedule       of the learning rate, from ms.hyper.learnrate on: 'constant'; 'linear' or 'cosine' to end_learnrate at the end of the
-                       run; 'plateau', halved whenever two validations in a row brought no lower loss
-        warmup         steps in which the learning rate first rises from nearly 0
-        end_learnrate  where 'linear' and 'cosine' end, and 'plateau' stops falling; without it: 0
-        patience       stop when so many validations in a row have brought no lower loss
-        resume         finish the run that Ctrl-C, a kill or a crash broke off, as it was begun: its own arguments hold
-        save_every     seconds: after so many without a checkpoint one is written within the round, so that a long round loses little; 0: never.
-                       There is no validation: its loss is the mean training loss since the last checkpoint. Of these and of Ctrl-C's
-                       only the newest is kept, and none counts as best
-        keep           how many of the rounds' checkpoints to keep, the newest, and the best one besides; None: all
-        threads        of the native kernels, never stored; None: RN_GRU_THREADS, or as many as the process may use. The result doesn't
-                       depend on it
+        minutes        train for so long, compilation and validations
+                       included, in place of num_rounds: some steps are timed
+                       first, and the number of steps, which schedule and
+                       resume go by, stays as planned then
+        schedule       of the learning rate, from ms.hyper.learnrate on:
+                       'constant'; 'linear' or 'cosine' to end_learnrate at
+                       the end of the run; 'plateau', halved whenever two
+                       validations in a row brought no lower loss
+        warmup         steps in which the learning rate first rises from
+                       nearly 0
+        end_learnrate  where 'linear' and 'cosine' end, and 'plateau' stops
+                       falling; without it: 0
+        patience       stop when so many validations in a row have brought no
+                       lower loss
+        resume         finish the run that Ctrl-C, a kill or a crash broke
+                       off, as it was begun: its own arguments hold
+        save_every     seconds: after so many without a checkpoint one is
+                       written within the round, so that a long round loses
+                       little; 0: never. There is no validation: its loss is
+                       the mean training loss since the last checkpoint. Of
+                       these and of Ctrl-C's only the newest is kept, and none
+                       counts as best
+        keep           how many of the rounds' checkpoints to keep, the
+                       newest, and the best one besides; None: all
+        threads        of the native kernels, never stored; None:
+                       RN_GRU_THREADS, or as many as the process may use. The
+                       result doesn't depend on it
         verbose        False: say nothing
 
-        The training function is compiled when it is first needed. Two rounds of 50 steps give bit for bit what one of 100 gives.
-        Ctrl-C ends after the step in hand with a checkpoint written, whose loss is the mean training loss since the last one; a second
-        Ctrl-C ends at once. With minutes or patience, and a held-out part, the run ends on the best checkpoint, of which a copy becomes
-        the latest. Another batch size than before starts the epoch again, from a zero state.
-        Where a round shows over-fitting, too high or too low a learning rate or units that are stuck, a line says so and what to try.
-        Every step's loss and every validation stand in history.csv: ms.history(), ms.plot().
-        Where the disk is full or gone in mid-training, that is said, training goes on in memory and the next checkpoint tries again.
-        Raises TypeError or ValueError for a wrong argument, FloatingPointError where the loss is no number any more (the next use goes
-        back to the last checkpoint), CheckpointError where the last checkpoint could not be written (the network stays as it was trained),
-        WorkDirError where another process is training in the directory.
+        The training function is compiled when it is first needed. Two rounds
+        of 50 steps give bit for bit what one of 100 gives.
+        Ctrl-C ends after the step in hand with a checkpoint written, whose
+        loss is the mean training loss since the last one; a second Ctrl-C
+        ends at once. With minutes or patience, and a held-out part, the run
+        ends on the best checkpoint, of which a copy becomes the latest.
+        Another batch size than before starts the epoch again, from a zero
+        state.
+        Where a round shows over-fitting, too high or too low a learning rate
+        or units that are stuck, a line says so and what to try. Every step's
+        loss and every validation stand in history.csv: ms.history(),
+        ms.plot().
+        Where the disk is full or gone in mid-training, that is said, training
+        goes on in memory and the next checkpoint tries again. Raises
+        TypeError or ValueError for a wrong argument, FloatingPointError where
+        the loss is no number any more (the next use goes back to the last
+        checkpoint), CheckpointError where the last checkpoint could not be
+        written (the network stays as it was trained), WorkDirError where
+        another process is training in the directory.
         """
-        asked = {'num_rounds': num_rounds, 'batchsize': batchsize, 'train_len': train_len, 'valid_len': valid_len, 'clear_state': clear_state,
-                 'minutes': minutes, 'schedule': schedule, 'warmup': warmup, 'end_learnrate': end_learnrate, 'patience': patience}
+        asked = {'num_rounds': num_rounds, 'batchsize': batchsize, 'train_len': train_len, 'valid_len': valid_len,
+                 'clear_state': clear_state, 'minutes': minutes, 'schedule': schedule, 'warmup': warmup,
+                 'end_learnrate': end_learnrate, 'patience': patience}
         print_every = checkint('print_every', print_every)
         save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
         native.checkthreads(threads)
@@ -313,17 +390,22 @@ class ModelState:
             train.train(self, run, seconds, clear_state, print_every, save_every, keep)
 
     def history(self):
-        """Every step's loss and every validation, a history.Table that the shell shows: arrays by column (`ms.history()['loss']`), rows, .steps,
-        .validations, .best. The file is history.csv in the model's directory (`pandas.read_csv` reads it).
+        """Every step's loss and every validation, a history.Table that the shell
+        shows: arrays by column (`ms.history()['loss']`), rows, .steps,
+        .validations, .best. The file is history.csv in the model's directory
+        (`pandas.read_csv` reads it).
 
-        Raises FileNotFoundError before the first training, WorkDirError where the file is damaged.
+        Raises FileNotFoundError before the first training, WorkDirError where
+        the file is damaged.
         """
         return history.read(self.workdir.path)
 
     def plot(self, path=None, *, others=(), logx=False):
-        """Draw training and validation loss over the characters seen and over time, with those of `others`, working directories: see plot.plot.
+        """Draw training and validation loss over the characters seen and over
+        time, with those of `others`, working directories: see plot.plot.
 
-        path: a .png, .svg or .pdf file to write; None: show it. Needs matplotlib.
+        path  a .png, .svg or .pdf file to write; None: show it. Needs
+              matplotlib.
         """
         import plot                             # matplotlib takes half a second
         return plot.plot([self.workdir.path, *others], path, logx=logx)
@@ -332,21 +414,31 @@ class ModelState:
 
     def sample(self, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
                top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
-        """A text that the model writes: `prime` and `numchars` characters behind it, as a str; with `n`, a list of n such texts.
+        """A text that the model writes: `prime` and `numchars` characters behind
+        it, as a str; with `n`, a list of n such texts.
 
         numchars   how many characters to draw
-        temp       temperature: characters are drawn from softmax(logits / temp). 0.3 plays safe, 1 is as varied as the source, 0 always
-                   takes the most likely character
-        seed       int >= 0: the same seed gives the same text, with any number of threads; without one, a fresh text each time
+        temp       temperature: characters are drawn from
+                   softmax(logits / temp). 0.3 plays safe, 1 is as varied
+                   as the source, 0 always takes the most likely character
+        seed       int >= 0: the same seed gives the same text, with any
+                   number of threads; without one, a fresh text each time
         prime      text that the model reads first and goes on from
         top_k      draw from the k likeliest characters only
-        top_p      draw from the fewest likeliest characters only that have this share, 0 to 1, of the probability (of the top_k's, with both)
-        min_p      draw from characters only that are at least so many times, 0 to 1, as likely as the likeliest
-        until      end behind the first occurrence of this text among the characters drawn, or after numchars
-        n          how many texts, drawn side by side: 16 at once take little longer than two. The first one is what a single one would be
+        top_p      draw from the fewest likeliest characters only that have
+                   this share, 0 to 1, of the probability (of the top_k's,
+                   with both)
+        min_p      draw from characters only that are at least so many times,
+                   0 to 1, as likely as the likeliest
+        until      end behind the first occurrence of this text among the
+                   characters drawn, or after numchars
+        n          how many texts, drawn side by side: 16 at once take little
+                   longer than two. The first one is what a single one would
+                   be
         state      a stream's .state, to go on from there
 
-        Without prime and state the first character is drawn by how often a character begins a line in the source.
+        Without prime and state the first character is drawn by how often a
+        character begins a line in the source.
         Raises TypeError or ValueError for a wrong argument.
         """
         stream = self.stream(numchars, temp, seed, prime=prime, top_k=top_k, top_p=top_p, min_p=min_p, until=until, n=n, state=state)
@@ -355,33 +447,39 @@ class ModelState:
 
     def stream(self, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
                top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
-        """The text of `sample`, which see, piece by piece while it is being written: an iterator over str, or with `n` over lists of n of them.
+        """The text of `sample`, which see, piece by piece while it is being
+        written: an iterator over str, or with `n` over lists of n of them.
 
             stream = ms.stream(1000, prime='ROMEO:')
             for piece in stream:
                 print(piece, end='', flush=True)
-            more = ms.sample(1000, state=stream.state)      # goes on from there
+            more = ms.sample(1000, state=stream.state)   # goes on from there
         """
         return Stream(self, numchars, temp, seed, prime=prime, top_k=top_k, top_p=top_p, min_p=min_p, until=until, n=n, state=state)
 
     def score(self, text: str):
-        """How well the model foretells `text`, read from a zero state: a Score with .nats and .bits per character, and .shares, each character's.
+        """How well the model foretells `text`, read from a zero state: a Score
+        with .nats and .bits per character, and .shares, each character's.
 
-        `shares` (len(text),) float64 are negative log-likelihoods in nats, the first character's by how often one begins a line in the source.
+        `shares` (len(text),) float64 are negative log-likelihoods in nats,
+        the first character's by how often one begins a line in the source.
         """
         return reading.score(self, text)
 
     def trackneurons(self, text: str):
-        """The states that reading `text` gives, from a zero state: a float32 array (layer, neuron, character)."""
+        """The states that reading `text` gives, from a zero state: a float32
+        array (layer, neuron, character)."""
         return reading.trackneurons(self, text)
 
 
 def generatestring(ms, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
                    top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
-    """Print a text that the model `ms` writes, while it is being written; Ctrl-C ends it. The arguments are ModelState.sample's.
+    """Print a text that the model `ms` writes, while it is being written;
+    Ctrl-C ends it. The arguments are ModelState.sample's.
 
         generatestring(ms, numchars=3000, temp=0.5)
-        generatestring(ms, 500, temp=0.8, prime='KING RICHARD:', until='\\n\\n', n=3)
+        generatestring(ms, 500, temp=0.8, prime='KING RICHARD:',
+                       until='\\n\\n', n=3)
     """
     if not isinstance(ms, ModelState):
         raise TypeError(f'generatestring takes a ModelState first, got {short(ms)}')

@@ -35,7 +35,8 @@ MAXTHREADS = 256             # as many as the pool has seats for
 
 # Sets of x86 features that the kernels are compiled for, best first. What the processor answers decides, not what
 # the compiler takes for native: compilers older than a processor mistake it.
-X86 = [(('avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx2', 'fma'), ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx2', '-mfma']),
+X86 = [(('avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx2', 'fma'),
+        ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx2', '-mfma']),
        (('avx2', 'fma'), ['-mavx2', '-mfma'])]
 
 
@@ -52,16 +53,18 @@ class Optimizer(ctypes.Structure):
 
     _fields_ = ([(name, ctypes.c_int) for name in ('optimizer', 'clipping')] + [('count', ctypes.c_int64)]
                 + [(name, ctypes.c_void_p) for name in ('n', 'w', 'p', 'm', 'g', 'e', 'd')]
-                + [(name, ctypes.c_double) for name in ('learnrate', 'decay', 'beta1', 'beta2', 'momentum', 'weight_decay', 'clip', 'regcost',
-                                                        'ema', 'updates', 'cacheupdates', 'norm', 'share')])
+                + [(name, ctypes.c_double) for name in ('learnrate', 'decay', 'beta1', 'beta2', 'momentum', 'weight_decay', 'clip',
+                                                        'regcost', 'ema', 'updates', 'cacheupdates', 'norm', 'share')])
 
 
 class Sampler(ctypes.Structure):
     """`rngru_sampler` of kernels/rngru.h."""
 
     _fields_ = ([(name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps')]
-                + [('input', ctypes.c_int), ('temp', ctypes.c_double), ('top_k', ctypes.c_int64), ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
-                + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms', 'states', 'chars', 'out', 'kept')])
+                + [('input', ctypes.c_int), ('temp', ctypes.c_double), ('top_k', ctypes.c_int64),
+                   ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
+                + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms',
+                                                        'states', 'chars', 'out', 'kept')])
 
 
 class NoCompiler(OSError):
@@ -101,7 +104,8 @@ def setthreads(threads=None):
     kernels = library()
     if kernels is None:
         if threads:
-            report.say(f'threads={threads} changes nothing here: NumPy takes OPENBLAS_NUM_THREADS={threads} in the environment, before Python starts.')
+            report.say(f'threads={threads} changes nothing here: NumPy takes OPENBLAS_NUM_THREADS={threads} in the environment, '
+                       'before Python starts.')
         return threads
     return kernels.rngru_set_threads(threads)
 
@@ -128,7 +132,8 @@ def describe():
 
 
 def profile():
-    """Seconds by phase of the kernels' calls since the last call of this function, a dict; the first call starts the clocks. NumPy has none: {}."""
+    """Seconds by phase of the kernels' calls since the last call of this function, a dict; the first call starts the clocks.
+    NumPy has none: {}."""
     kernels = library()
     if kernels is None:
         return {}

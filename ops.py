@@ -231,8 +231,9 @@ def _checklayer(source, s0, U, W, b):
     H = W.shape[0]
     B = source[0].shape[1]
     if 0 in source[0].shape or 0 in U.shape or s0.shape != (B, H) or W.shape[1] != 3 * H or U.shape[1] != 3 * H or b.shape != (3 * H,):
-        raise ValueError(f'a GRU layer of {H} units takes at least one step, row and input, s0 ({B}, {H}), U (inputs, {3 * H}), W ({H}, {3 * H}) '
-                         f'and b ({3 * H},), got inputs {source[0].shape}, s0 {s0.shape}, U {U.shape}, W {W.shape} and b {b.shape}')
+        raise ValueError(f'a GRU layer of {H} units takes at least one step, row and input, s0 ({B}, {H}), U (inputs, {3 * H}), '
+                         f'W ({H}, {3 * H}) and b ({3 * H},), got inputs {source[0].shape}, s0 {s0.shape}, U {U.shape}, '
+                         f'W {W.shape} and b {b.shape}')
     if len(source) == 3 and (source[1].shape[1:] != source[2].shape or source[2].shape != U.shape[:1]):
         raise ValueError(f'E {source[1].shape}, a {source[2].shape} and U {U.shape} must agree in the size of an input vector')
     if len(source) == 1 and source[0].ndim == 3 and source[0].shape[2] != U.shape[0]:
@@ -246,7 +247,8 @@ def _checkgradient(inputs, S, G, dS):
     _checklayer(source, s0, U, W, b)
     shape, H = (*source[0].shape[:2], len(W)), len(W)
     if S.shape != shape or dS.shape != shape or G.shape != (*shape[:2], 3 * H):
-        raise ValueError(f'the gradient of a GRU takes S and dS {shape} and G {(*shape[:2], 3 * H)}, got S {S.shape}, dS {dS.shape} and G {G.shape}')
+        raise ValueError(f'the gradient of a GRU takes S and dS {shape} and G {(*shape[:2], 3 * H)}, got S {S.shape}, '
+                         f'dS {dS.shape} and G {G.shape}')
 
 
 def _encode(chars, E, a):

@@ -20,20 +20,28 @@ COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#0
 
 
 def plot(histories, path=None, *, logx=False):
-    """Draw training and validation losses over the characters seen and over the time of training; the matplotlib Figure.
+    """Draw training and validation losses over the characters seen and over
+    the time of training; the matplotlib Figure.
 
-        plot('book')                                    # a working directory
-        plot(['small', 'large'], 'comparison.svg')      # several, in one picture
+        plot('book')            # a working directory
+        # several, in one picture
+        plot(['small', 'large'], 'comparison.svg')
 
-    histories  a working directory, its history file or history.Table, or a list of these, each with its colour and its directory's name
-    path       .png, .svg or .pdf file to write, replacing what is there; None: show it, or without a display write training.png into the
-               current directory, and say so
+    histories  a working directory, its history file or history.Table, or
+               a list of these, each with its colour and its directory's
+               name
+    path       .png, .svg or .pdf file to write, replacing what is there;
+               None: show it, or without a display write training.png into
+               the current directory, and say so
     logx       logarithmic x axes
 
-    Pale: each step's loss. The line: its running mean over a fiftieth of the steps, at most 1,000. Points: validations, the lowest one
-    ringed and told. The left scale is in nats per character, the right one in bits. The first fall from the untrained loss runs out at the
-    top, but not with logx.
-    Raises ImportError without matplotlib, ValueError for a history without rows and for another kind of file, and as `history.read` does.
+    Pale: each step's loss. The line: its running mean over a fiftieth of
+    the steps, at most 1,000. Points: validations, the lowest one ringed
+    and told. The left scale is in nats per character, the right one in
+    bits. The first fall from the untrained loss runs out at the top, but
+    not with logx.
+    Raises ImportError without matplotlib, ValueError for a history
+    without rows and for another kind of file, and as `history.read` does.
     """
     tables = [_table(each) for each in (histories if isinstance(histories, (list, tuple)) else [histories])]
     logx = checkbool('logx', logx)

@@ -43,7 +43,8 @@ def warnofunknown(charset, text, what):
 
 @dataclass(repr=False)
 class Score:
-    """How well a model foretold a text: nats and bits per character, and `shares`, each character's, (len(text),) float64 nats."""
+    """How well a model foretold a text: nats and bits per character, and
+    `shares`, each character's, (len(text),) float64 nats."""
 
     shares: np.ndarray
 

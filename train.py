@@ -112,8 +112,8 @@ class Saver:
         """At the training's end: CheckpointError where the last checkpoint could not be written."""
         if self.error:
             step = f'batchsize={self.ms.model.get_state().shape[1]}, train_len=1{"" if self.ms.heldout else ", valid_len=1"}'
-            raise CheckpointError(f"the last checkpoint could not be written to '{self.ms.workdir.path}' ({reason(self.error)}): the trained "
-                                  'network is in memory only, so make room and train on, if only for a step, as in '
+            raise CheckpointError(f"the last checkpoint could not be written to '{self.ms.workdir.path}' ({reason(self.error)}): "
+                                  'the trained network is in memory only, so make room and train on, if only for a step, as in '
                                   f'ms.trainmodel({step})') from self.error
 
 

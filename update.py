@@ -18,7 +18,8 @@ class Update(Op):
 
     Inputs: rates, a float64 vector of the numbers that RATES names: hyperparameters, `regcost` divided by the batch's characters, `updates`
     made before this one, `cacheupdates` made since the caches were zero; w (n,), one factor for each parameter: 1, or 0 where regcost and
-    weight_decay leave it alone; then n arrays of each: parameters p, the optimizer's caches (CACHES), averages e if `averaged`, gradients d.
+    weight_decay leave it alone; then n arrays of each: parameters p, the optimizer's caches (CACHES), averages e if `averaged`,
+    gradients d.
 
     Outputs: parameters, caches and averages, updated where they lie; norm and share, float64 scalars:
 

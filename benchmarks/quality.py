@@ -1,4 +1,5 @@
-"""The validation loss that a text's last part has after so many seconds of training, everything included but the compilation of the kernels.
+"""The validation loss that a text's last part has after so many seconds of training, everything included but the
+compilation of the kernels.
 
     python benchmarks/quality.py --text tinyshakespeare.txt [--seconds 98] [--valid-frac 0.1] [--seed 1] [--peer]
 
@@ -32,8 +33,8 @@ def ours(args):
     from rn_rnn_char import ModelState
     report.verbose = args.verbose
     with tempfile.TemporaryDirectory() as directory:
-        ms = ModelState.initfromsrcfile(args.text, Path(directory, 'work'), seed=args.seed, valid_frac=args.valid_frac, init_checkpoint=False,
-                                        **MODEL)
+        ms = ModelState.initfromsrcfile(args.text, Path(directory, 'work'), seed=args.seed, valid_frac=args.valid_frac,
+                                        init_checkpoint=False, **MODEL)
         ms.trainmodel(minutes=(args.seconds - (time.monotonic() - START)) / 60, print_every=0, keep=1, **TRAINING)
         validations = ms.history().validations
         for characters, loss in zip(validations['characters'], validations['loss']):
@@ -41,7 +42,8 @@ def ours(args):
 
 
 def peer(args):
-    """Train PyTorch's nn.GRU: embedding, tanh, GRU, output; Adam, gradients clipped to +-5, the state carried on, the rate falling linearly to 0."""
+    """Train PyTorch's nn.GRU: embedding, tanh, GRU, output; Adam, gradients clipped to +-5, the state carried on,
+    the rate falling linearly to 0."""
     import numpy as np
     import torch
     from torch import nn
@@ -52,8 +54,8 @@ def peer(args):
     torch.manual_seed(args.seed)
     B, H, L, rate = TRAINING['batchsize'], MODEL['state_size'], MODEL['layers'], MODEL['learnrate']
     with tempfile.TemporaryDirectory() as directory:
-        ms = ModelState.initfromsrcfile(args.text, Path(directory, 'work'), seed=args.seed, valid_frac=args.valid_frac, init_checkpoint=False,
-                                        **MODEL)
+        ms = ModelState.initfromsrcfile(args.text, Path(directory, 'work'), seed=args.seed, valid_frac=args.valid_frac,
+                                        init_checkpoint=False, **MODEL)
         data, heldout = ms.data, ms.heldout
         V, steps = len(ms.charset), data.batchepoch(B)
         embedding, gru, output = nn.Embedding(V, H), nn.GRU(H, H, L), nn.Linear(H, V)

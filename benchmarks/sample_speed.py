@@ -1,6 +1,7 @@
 """Characters a second that texts are drawn with: ours, native and on NumPy, and PyTorch's GRUCell step loop, side by side.
 
-    python benchmarks/sample_speed.py [--settings 2x128 3x256 3x512] [--texts 1 16 64 256] [--vocab 66] [--chars 200] [--threads 2] [--repeats 9]
+    python benchmarks/sample_speed.py [--settings 2x128 3x256 3x512] [--texts 1 16 64 256] [--vocab 66] [--chars 200]
+        [--threads 2] [--repeats 9]
 
 Each contender runs in a process of its own and draws its texts in turn, so that all meet the same noise. Medians. One text is limited by
 the bytes of weights that a character needs, 4 ((6 L - 3) H^2 + H V), that the caches give (GB/s); many, drawn side by side, by
@@ -94,7 +95,8 @@ def main():
             for name, seconds in times.items():
                 ratio = f'{best / seconds:11.2f}' if best else ''
                 rate = n * steps / seconds
-                print(f'  {name:18}{rate:12,.0f}{1e6 / rate:12.1f}{4 * weights * steps / seconds / 1e9:8.1f}{2 * weights * rate / 1e9:9.1f}{ratio}')
+                print(f'  {name:18}{rate:12,.0f}{1e6 / rate:12.1f}'
+                      f'{4 * weights * steps / seconds / 1e9:8.1f}{2 * weights * rate / 1e9:9.1f}{ratio}')
 
 
 if __name__ == '__main__':

@@ -38,8 +38,8 @@ def main():
         rng = np.random.default_rng(1)
         (directory / 'text.txt').write_text(''.join(map(chr, rng.integers(32, 127, 2_000_000))))
         for layers, state_size, batchsize in ((2, 128, 50), (3, 256, 16), (3, 512, 64)):
-            ms = ModelState.initfromsrcfile(directory / 'text.txt', directory / f'{layers}x{state_size}', layers=layers, state_size=state_size,
-                                            init_checkpoint=False)
+            ms = ModelState.initfromsrcfile(directory / 'text.txt', directory / f'{layers}x{state_size}', layers=layers,
+                                            state_size=state_size, init_checkpoint=False)
             ms.model.set_state(np.zeros((layers, batchsize, state_size)))
             taken = median(lambda: saving.write(ms, 4.5, 'training'), 9)
             size = (ms.workdir.path / ms.checkpoint.arrays).stat().st_size

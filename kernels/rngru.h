@@ -6,7 +6,8 @@
  * Functions that return int give 0, or 1 where memory ran out; outputs are then undefined.
  * Results do not depend on the number of threads, bit for bit.
  *
- *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden kernels/{gemm,forward,backward,output,update,dropout,sample,pool,processors}.cpp -o librngru.so
+ *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden \
+ *       kernels/{gemm,forward,backward,output,update,dropout,sample,pool,processors}.cpp -o librngru.so
  */
 #ifndef RNGRU_H
 #define RNGRU_H
@@ -100,8 +101,9 @@ typedef struct rngru_sampler {
     float *states;                  /* (L, n, H): before chars are read; then, before the last ones drawn are */
     int32_t *chars;                 /* (n): read first; then, the last ones drawn */
     int32_t *out;                   /* (n, steps): the characters drawn */
-    float *kept;                    /* rngru_sample_kept floats, 0 before their first use: packed weights, which the next call with the same L, H,
-                                       K, N and input compares with its own and uses again where they are equal. Not for two calls at once */
+    float *kept;                    /* rngru_sample_kept floats, 0 before their first use: packed weights, which the next
+                                       call with the same L, H, K, N and input compares with its own and uses again where they
+                                       are equal. Not for two calls at once */
 } rngru_sampler;
 
 RNGRU_API int64_t rngru_sample_kept(const rngru_sampler *sampler);

@@ -79,8 +79,8 @@ Multiply* const multiply_panel[PANEL + 1] = {nullptr, multiply<1>, multiply<2>, 
 
 // The same for a tile of R texts, whose vectors lie `ld` apart, and the results `out_ld`.
 template <int R, int N>
-void multiply(const float* p, int64_t ld, int64_t K1, const float* x1, int64_t K2, const float* x2, const float* const* init, int64_t column,
-              float* out, int64_t out_ld) {
+void multiply(const float* p, int64_t ld, int64_t K1, const float* x1, int64_t K2, const float* x2, const float* const* init,
+              int64_t column, float* out, int64_t out_ld) {
     Tile<R, N> tile;
     tile.each([&](V& sum, int i, int j) RNGRU_LAMBDA { sum = load(init[i] + column + j); });
     for (int part = 0; part < 2; ++part, K1 = K2, x1 = x2)
@@ -88,7 +88,8 @@ void multiply(const float* p, int64_t ld, int64_t K1, const float* x1, int64_t K
         for (int64_t k = 0; k < K1; ++k, p += N * W) tile.step(x1 + k, ld, p);
     tile.put(out, out_ld);
 }
-typedef void MultiplyTile(const float*, int64_t, int64_t, const float*, int64_t, const float*, const float* const*, int64_t, float*, int64_t);
+typedef void MultiplyTile(const float*, int64_t, int64_t, const float*, int64_t, const float*, const float* const*,
+                          int64_t, float*, int64_t);
 static_assert(MR == 6, "one case for each number of rows");
 template <int N>
 MultiplyTile* tile_of(int64_t R) {
@@ -263,7 +264,8 @@ struct Sampler {
         const bool cut = course->parts != parts;
         course->parts = parts;
         if (course->texts != n) course->texts = n, course->pace = 0;
-        if (encoded && (refresh(E, m.E, N * K) | refresh(a, m.a, K) | refresh(b0, m.b[0], 3 * H) | cut)) memset(known, 0, (size_t)(MOST * N));
+        if (encoded && (refresh(E, m.E, N * K) | refresh(a, m.a, K) | refresh(b0, m.b[0], 3 * H) | cut))
+            memset(known, 0, (size_t)(MOST * N));
     }
 
     Matrix gate(const float* p, int64_t rows, int which) const { return {p + which * H, 3 * H, rows, H}; }
@@ -318,8 +320,9 @@ struct Sampler {
         return layers + own.from * rows() + (own.to - own.from) * ((l ? 6 * l - 3 : 0) * H + row);
     }
 
-    // For each of `rows` texts, HP floats apart (the results `ld`), out = in[text] + offset + x1 times the panels' first K1 rows + x2 times their next K2, for
-    // all of a part's columns; returns where its panels end. The panel in the outer loop: it is read from afar once and then from the cache.
+    // For each of `rows` texts, HP floats apart (the results `ld`), out = in[text] + offset + x1 times the panels' first K1 rows + x2
+    // times their next K2, for all of a part's columns; returns where its panels end. The panel in the outer loop: it is read from afar
+    // once and then from the cache.
     const float* multiply_all(const Columns& own, const float* p, int64_t rows, int64_t K1, const float* x1, int64_t K2, const float* x2,
                               const float* const* in, int64_t offset, float* out, int64_t ld) const {
         const int64_t blocks = (rows + MR - 1) / MR, least = rows / blocks, more = rows % blocks;

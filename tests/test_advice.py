@@ -29,7 +29,8 @@ def write(seed=0, length=20_000):
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """train(..., hyperparameters) makes a model and trains it; it gives the model and a list of what was advised, a line or None a round."""
+    """train(..., hyperparameters) makes a model and trains it; it gives the model and a list of what was advised,
+    a line or None a round."""
     monkeypatch.setattr(report, 'verbose', True)
 
     def train(num_rounds=3, batchsize=16, train_len=150, text=None, modeltype='GRUEncode', seed=1, run=(), change=None, ms=None, **hyper):
@@ -73,7 +74,8 @@ def test_rounds_of_several_calls_are_compared_too(train):
 
 
 @pytest.mark.parametrize('hyper', [dict(learnrate=0.3), dict(optimizer='adam', learnrate=0.8), dict(optimizer='sgd', learnrate=8),
-                                   dict(optimizer='sgd', learnrate=8, clipping='norm', clip=1.0), dict(learnrate=0.3, layers=2, modeltype='GRUResize')])
+                                   dict(optimizer='sgd', learnrate=8, clipping='norm', clip=1.0),
+                                   dict(learnrate=0.3, layers=2, modeltype='GRUResize')])
 def test_too_high_a_rate_is_told_with_a_lower_one(train, hyper):
     _, said = train(2, **hyper)
     line = next(filter(None, said))
@@ -149,8 +151,8 @@ def test_healthy_runs_are_left_alone(train, modeltype, seed, optimizer, learnrat
 
 @pytest.mark.parametrize('more', [
     dict(run=dict(schedule='linear')), dict(run=dict(schedule='cosine', warmup=50), layers=2), dict(dropout=0.3, layers=2), dict(ema=0.99),
-    dict(regcost=0.2), dict(optimizer='sgd', learnrate=1.0, clipping='norm', clip=0.1), dict(batchsize=1), dict(batchsize=1, clipping='norm', clip=0.1),
-    dict(batchsize=2, seq_len=10),
+    dict(regcost=0.2), dict(optimizer='sgd', learnrate=1.0, clipping='norm', clip=0.1), dict(batchsize=1),
+    dict(batchsize=1, clipping='norm', clip=0.1), dict(batchsize=2, seq_len=10),
     dict(valid_frac=0.0, run=dict(valid_len=3)), dict(valid_frac=0.0, train_len=30, num_rounds=8)])
 def test_healthy_runs_of_many_kinds_are_left_alone(train, more):
     _, said = train(**{'num_rounds': 4, 'learnrate': 0.005, 'seed': 7, **more})

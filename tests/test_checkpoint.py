@@ -326,7 +326,8 @@ def test_checkpoint_facts_of_the_wrong_kind_are_damage(tmp_path):
     good = loadfacts(tmp_path / made.name)
     for key, value in [('loss', 1), ('epoch', -1), ('pos', True), ('counter', 2**63), ('counter', '1'), ('facts', []),
                        ('time', '2026-11-24'), ('time', 'noon'), ('time', 3), ('time', '2026-11-24T10:31:05+05:00'),
-                       ('checksum', None), ('checksum', 3), ('arrays', '../x.npz'), ('arrays', '/etc/passwd'), ('arrays', None), ('arrays', 'C:x')]:
+                       ('checksum', None), ('checksum', 3), ('arrays', '../x.npz'), ('arrays', '/etc/passwd'),
+                       ('arrays', None), ('arrays', 'C:x')]:
         savefacts(tmp_path / made.name, {**good, key: value})
         with pytest.raises(CheckpointError, match='damaged') as err:
             work.checkpoint(made.name)

@@ -306,7 +306,8 @@ def test_readtext_gives_the_text_itself_of_a_file_or_a_pipe(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('source, encoding, error, words', [
-    (b'', None, TextError, 'empty'), (b'a\0b', None, TextError, 'NUL'), (b'\xff' * 20, None, TextError, 'binary file or in another encoding'),
+    (b'', None, TextError, 'empty'), (b'a\0b', None, TextError, 'NUL'),
+    (b'\xff' * 20, None, TextError, 'binary file or in another encoding'),
     (b'text', 'martian', LookupError, 'martian')])
 def test_readtext_refuses_what_encodefile_refuses(tmp_path, source, encoding, error, words):
     (tmp_path / 'text').write_bytes(source)

@@ -15,7 +15,8 @@ import storage
 from rn_rnn_char import ModelState, RNGRUError
 
 FIXTURES = Path(__file__).parent / 'fixtures'
-CHARS = {'format1-GRUEncode': '\ufffd\n .DFTcefhlnorstuxä。在狐狸跑', 'format1-GRUResize': '\ufffd\n .DFTcdefhlnorstuxä。在狐狸跑'}
+CHARS = {'format1-GRUEncode': '\ufffd\n .DFTcefhlnorstuxä。在狐狸跑',
+         'format1-GRUResize': '\ufffd\n .DFTcdefhlnorstuxä。在狐狸跑'}
 EXPECTED = {                # kind, epoch, position, loss, learning rate
     'format1-GRUEncode': [('untrained', 0, 0, 3.218190, 0.01), ('validation', 1, 3, 3.090953, 0.01), ('training', 2, 1, 3.074066, 0.02)],
     'format1-GRUResize': [('untrained', 0, 0, 3.268416, 0.001), ('validation', 1, 3, 3.244783, 0.001), ('training', 2, 1, 3.207955, 0.02)]}

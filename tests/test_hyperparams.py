@@ -7,9 +7,11 @@ from hyperparams import HyperParams, checkgiven
 
 @pytest.mark.parametrize('name, value, error, said', [
     ('optimizer', 'adamm', ValueError, "'rmsprop', 'adam', 'adamw', 'sgd', got 'adamm', did you mean adam"),
-    ('optimizer', 'RMSProp', ValueError, 'did you mean rmsprop'), ('optimizer', None, TypeError, "'sgd', got None"), ('optimizer', 3, TypeError, '3'),
+    ('optimizer', 'RMSProp', ValueError, 'did you mean rmsprop'), ('optimizer', None, TypeError, "'sgd', got None"),
+    ('optimizer', 3, TypeError, '3'),
     ('clipping', 'norms', ValueError, 'did you mean norm'), ('init', 'orthogonl', ValueError, 'did you mean orthogonal'),
-    ('beta1', 1, ValueError, '1'), ('beta2', -0.1, ValueError, '-0.1'), ('momentum', 1.5, ValueError, '1.5'), ('momentum', '0.9', TypeError, '0.9'),
+    ('beta1', 1, ValueError, '1'), ('beta2', -0.1, ValueError, '-0.1'), ('momentum', 1.5, ValueError, '1.5'),
+    ('momentum', '0.9', TypeError, '0.9'),
     ('weight_decay', -1, ValueError, '-1'), ('clip', 0, ValueError, 'more than 0'), ('clip', float('inf'), ValueError, 'inf'),
     ('dropout', 1, ValueError, 'below 1'), ('ema', 1.0, ValueError, 'below 1'), ('ema', 0.99999999999, ValueError, 'below 1'),
     ('valid_frac', 1, ValueError, 'below 1')])
@@ -23,7 +25,8 @@ def test_wrong_values_are_refused_in_one_sentence(name, value, error, said):
     assert hyper.facts() == before
 
 
-@pytest.mark.parametrize('name, value, error', [('optimiser', 'adam', TypeError), ('weightdecay', 0.1, TypeError), ('beta_1', 0.9, TypeError)])
+@pytest.mark.parametrize('name, value, error', [('optimiser', 'adam', TypeError), ('weightdecay', 0.1, TypeError),
+                                                ('beta_1', 0.9, TypeError)])
 def test_a_wrong_name_is_told_the_right_one(name, value, error):
     with pytest.raises(error, match=f'did you mean {dict(optimiser="optimizer", weightdecay="weight_decay", beta_1="beta1")[name]}'):
         HyperParams(**{name: value})
@@ -45,7 +48,8 @@ def test_what_is_set_once_stays(name, value, other):
 
 
 @pytest.mark.parametrize('given, said', [
-    ({'momentum': 0.5}, "momentum=0.5 does nothing with optimizer='rmsprop': .*optimizer='sgd'"), ({'optimizer': 'adam', 'momentum': 0.5}, "'sgd'"),
+    ({'momentum': 0.5}, "momentum=0.5 does nothing with optimizer='rmsprop': .*optimizer='sgd'"),
+    ({'optimizer': 'adam', 'momentum': 0.5}, "'sgd'"),
     ({'beta1': 0.5}, "'adam' or 'adamw'"), ({'beta2': 0.5, 'optimizer': 'sgd'}, "'adam' or 'adamw'"),
     ({'weight_decay': 0.1, 'optimizer': 'adam'}, "weight_decay=0.1 .*optimizer='adamw'"), ({'weight_decay': 0}, "'adamw'"),
     ({'optimizer': 'adam', 'decay': 0.9}, "'rmsprop'"), ({'optimizer': 'sgd', 'decay': 0.95}, "'rmsprop'")])
@@ -56,7 +60,8 @@ def test_what_another_option_makes_useless_is_refused_in_one_sentence(given, sai
 
 
 @pytest.mark.parametrize('given', [{}, {'decay': 0.9}, {'optimizer': 'rmsprop', 'decay': 0.9}, {'optimizer': 'sgd', 'momentum': 0.5},
-                                   {'optimizer': 'adam', 'beta1': 0.5, 'beta2': 0.9}, {'optimizer': 'adamw', 'beta1': 0.5, 'weight_decay': 0.1},
+                                   {'optimizer': 'adam', 'beta1': 0.5, 'beta2': 0.9},
+                                   {'optimizer': 'adamw', 'beta1': 0.5, 'weight_decay': 0.1},
                                    {'optimizer': 'adam', 'clip': 1.0, 'clipping': 'norm', 'ema': 0.9, 'regcost': 0.1, 'layers': 2}])
 def test_options_that_go_together_are_taken(given):
     checkgiven(given)

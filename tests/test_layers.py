@@ -205,8 +205,9 @@ def test_set_params_leaves_out_what_the_dict_leaves_out_and_takes_lists_and_othe
     assert all(value.dtype == np.float32 for value in after.values())
 
 
-@pytest.mark.parametrize('name, value, error', [('Q', np.zeros(3), KeyError), ('U9', np.zeros((3, 9)), KeyError), ('a', np.zeros(4), ValueError),
-                                                ('V', np.zeros((5, 3)), ValueError), ('c', np.zeros((5, 1)), ValueError),
+@pytest.mark.parametrize('name, value, error', [('Q', np.zeros(3), KeyError), ('U9', np.zeros((3, 9)), KeyError),
+                                                ('a', np.zeros(4), ValueError), ('V', np.zeros((5, 3)), ValueError),
+                                                ('c', np.zeros((5, 1)), ValueError),
                                                 ('c', 'text', ValueError), ('a', [1, 'x', 2], ValueError), ('a', None, ValueError),
                                                 ('a', [[1], [2, 3]], ValueError)])
 def test_set_params_refuses_what_does_not_fit_and_then_changes_nothing(name, value, error):
@@ -234,7 +235,8 @@ def test_arrays_hold_everything_that_expected_tells_and_put_back_the_same_traini
     model.set_state(state(model))
     step(model, x, y, 0.01, 0.9, 0.1)
     kept = model.arrays()
-    assert {name: (value.shape, str(value.dtype)) for name, value in kept.items()} == model.expected(model.vocab, model.layers, model.state_size, 2)
+    assert {name: (value.shape, str(value.dtype)) for name, value in kept.items()} == model.expected(
+        model.vocab, model.layers, model.state_size, 2)
     assert set(kept) == set(model.params) | {'m' + name for name in model.params} | {'state'}
     losses = [step(model, x, y, 0.01, 0.9, 0.1) for _ in range(3)]
     end = model.arrays()
@@ -446,7 +448,8 @@ def naive_initial(modeltype, V, L, H, seed):
     for l in range(L):
         shapes.update({f'U{l}': (V if l == 0 and modeltype == 'GRUResize' else H, 3 * H), f'W{l}': (H, 3 * H), f'b{l}': (3 * H,)})
     shapes.update(V=(H, V), c=(V,))
-    return {name: np.zeros(shape) if len(shape) == 1 else rng.uniform(-shape[0] ** -0.5, shape[0] ** -0.5, shape).astype('float32').astype('float64')
+    return {name: np.zeros(shape) if len(shape) == 1
+            else rng.uniform(-shape[0] ** -0.5, shape[0] ** -0.5, shape).astype('float32').astype('float64')
             for name, shape in shapes.items()}
 
 
@@ -463,7 +466,8 @@ def naive_training(modeltype):
 @pytest.mark.parametrize('modeltype', TYPES)
 def test_the_loss_after_20_steps_is_the_same_on_both_engines(modeltype):
     """The constants are naive_training's: float64, scalar loops forward, central differences (step 1e-5) of the cost for every
-    gradient, clip and RMSProp written out; nothing of Theano nor of ops.py. `PYTHONPATH=. python tests/test_layers.py` prints them (half a minute).
+    gradient, clip and RMSProp written out; nothing of Theano nor of ops.py. `PYTHONPATH=. python tests/test_layers.py` prints them
+    (half a minute).
     """
     model = build(modeltype, **FIXED)
     x, y = fixedbatch()
@@ -514,7 +518,8 @@ def test_set_arrays_that_do_not_fit_change_nothing():
 
 @pytest.mark.parametrize('modeltype', TYPES)
 def test_a_step_tells_the_norm_of_the_gradient_and_the_share_that_clipping_changed(modeltype):
-    """Against the gradient of the cost by finite differences, regcost included; the median of its elements as the bound clips half of them."""
+    """Against the gradient of the cost by finite differences, regcost included; the median of its elements
+    as the bound clips half of them."""
     for clipping in ('value', 'norm'):
         model = wild(build(modeltype))
         s0, (x, y) = state(model), batch()

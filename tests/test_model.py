@@ -5,15 +5,25 @@ import shutil
 import subprocess
 import sys
 from datetime import timezone
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import engine
+import errors
 import model
 import report
+import rn_rnn_char
 import saving
+from checkpoint import Checkpoint, Checkpoints
+from dataset import HeldOut
+from generate import Stream, TextState
+from history import Table
+from info import Info
+from plot import plot
+from reading import Score
 from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
 from run import Run
 
@@ -48,9 +58,9 @@ def test_signatures_are_those_of_the_contract():
         return {name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
     assert defaults(ModelState.initfromsrcfile) == {'modeltype': 'GRUEncode', 'seq_len': 100, 'init_checkpoint': True, 'encoding': None,
                                                     'seed': None, 'start_from': None, 'verbose': True}
-    assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0, 'optimizer': 'rmsprop',
-                                     'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01, 'clipping': 'value', 'clip': 5.0,
-                                     'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
+    assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0,
+                                     'optimizer': 'rmsprop', 'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01,
+                                     'clipping': 'value', 'clip': 5.0, 'dropout': 0.0, 'ema': 0.0, 'init': 'uniform', 'valid_frac': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
                                                'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None,
@@ -58,6 +68,28 @@ def test_signatures_are_those_of_the_contract():
     for writer in (generatestring, ModelState.sample, ModelState.stream):
         assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
                                     'until': None, 'n': None, 'state': None}
+
+
+def helped():
+    """(name, object) of what help() shows of the public names, of the classes that their methods give, and of our own exceptions."""
+    given = [Checkpoint, Checkpoints, HeldOut, Info, Score, Stream, Table, TextState, plot]
+    own = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, RNGRUError)]
+    for each in [*(getattr(rn_rnn_char, name) for name in rn_rnn_char.__all__), *given, *own]:
+        yield each.__name__, each
+        if inspect.isclass(each):
+            for name, member in vars(each).items():
+                described = inspect.isroutine(member) or isinstance(member, (property, cached_property))
+                if described and (name == '__init__' or not name.startswith('_')):
+                    yield f'{each.__name__}.{name}', member
+
+
+def test_help_fits_into_80_columns():
+    seen = dict(helped())
+    assert len(seen) > 60 and {'ModelState.sample', 'ModelState.load', 'ModelState.model', 'Stream', 'Score.bits', 'CharSet.decode',
+                               'CheckpointError'} <= set(seen)
+    wide = {name: line for name, member in seen.items() for line in (inspect.getdoc(member) or '').splitlines() if len(line) > 70}
+    assert not wide                             # 70, as help() indents a method's text by 9
+
 
 
 @pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])
@@ -262,7 +294,8 @@ def test_a_checkpoint_whose_count_of_updates_is_none_is_passed_over(srcfile, nam
 # --- Runs in checkpoints ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('damage', [{'batchsize': 17}, {'batchsize': 10 ** 9}, {'valid_len': 0}, {'train_len': 0}, {'warmup': 8},
-                                    {'done': -1}, {'schedule': 'x'}, {'halvings': 10 ** 400}, {'best': float('nan')}, {'bestlast': 1}, {'more': 1}, None, 'run', []],
+                                    {'done': -1}, {'schedule': 'x'}, {'halvings': 10 ** 400}, {'best': float('nan')},
+                                    {'bestlast': 1}, {'more': 1}, None, 'run', []],
                          ids=lambda damage: repr(damage)[:30])
 def test_a_checkpoint_with_a_nonsense_run_is_refused_in_one_sentence(srcfile, damage):
     ms = make(srcfile)
@@ -340,7 +373,8 @@ def test_verbose_false_says_nothing(srcfile, capsys, monkeypatch):
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
-HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'), ({'zzz': 5}, TypeError, 'zzz'), ({'seqlen': 5}, TypeError, 'seq_len'),
+HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'),
+         ({'zzz': 5}, TypeError, 'zzz'), ({'seqlen': 5}, TypeError, 'seq_len'),
          ({'modeltype': ['GRUEncode']}, ValueError, 'GRUEncode'),
          ({'layers': 0}, ValueError, '0'), ({'layers': 2.0}, TypeError, '2.0'), ({'layers': True}, TypeError, 'True'),
          ({'state_size': -1}, ValueError, '-1'), ({'state_size': '64'}, TypeError, '64'), ({'learnrate': 0}, ValueError, '0'),
@@ -351,7 +385,8 @@ HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeE
          ({'modeltype': 'GRUencode'}, ValueError, 'GRUEncode'), ({'modeltype': None}, ValueError, 'None'),
          ({'encoding': 'utf-9'}, LookupError, 'utf-9'), ({'seq_len': 10 ** 6}, ValueError, '1000000'),
          ({'optimizer': 'adamm'}, ValueError, 'did you mean adam'), ({'momentum': 0.5}, ValueError, "optimizer='sgd'"),
-         ({'optimizer': 'adam', 'decay': 0.9}, ValueError, "optimizer='rmsprop'"), ({'optimizer': 'sgd', 'beta1': 1}, ValueError, 'below 1'),
+         ({'optimizer': 'adam', 'decay': 0.9}, ValueError, "optimizer='rmsprop'"),
+         ({'optimizer': 'sgd', 'beta1': 1}, ValueError, 'below 1'),
          ({'optimizer': 'adam', 'weight_decay': 0.1}, ValueError, "optimizer='adamw'"), ({'clip': 0}, ValueError, 'more than 0'),
          ({'valid_frac': 0.999}, ValueError, r'valid_frac 0.999 leaves \d of'),
          ({'valid_frac': 1e-9, 'seq_len': 1}, ValueError, 'valid_frac 1e-09 holds out 1 of'),
@@ -429,8 +464,9 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
             ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError),
             ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
-            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError), ({'warmup': -1}, ValueError),
-            ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError), ({'resume': 1}, TypeError)]
+            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError),
+            ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
+            ({'resume': 1}, TypeError)]
 
 
 @pytest.mark.parametrize('options, error', TRAINING)
@@ -472,8 +508,9 @@ def test_arguments_of_trainmodel_that_contradict_each_other_are_refused_at_the_d
     assert tree(srcfile.parent) == before and capsys.readouterr() == ('', '')
 
 
-@pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError), ((5, float('nan')), ValueError),
-                                              ((5, float('inf')), ValueError), ((5, 'hot'), TypeError), ((5, 0.5, -1), ValueError)])
+@pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError),
+                                              ((5, float('nan')), ValueError), ((5, float('inf')), ValueError),
+                                              ((5, 'hot'), TypeError), ((5, 0.5, -1), ValueError)])
 def test_wrong_arguments_of_sample_are_refused(srcfile, arguments, error):
     with pytest.raises(error):
         make(srcfile).sample(*arguments)
@@ -522,7 +559,8 @@ def trained(srcfile):
 
 
 @pytest.mark.parametrize('how', [lambda ms: ms.restore(), lambda ms: ms.sample(5), lambda ms: ms.model,
-                                 lambda ms: ms.trainmodel(train_len=1, valid_len=1, print_every=0)], ids=['restore', 'sample', 'model', 'trainmodel'])
+                                 lambda ms: ms.trainmodel(train_len=1, valid_len=1, print_every=0)],
+                         ids=['restore', 'sample', 'model', 'trainmodel'])
 @pytest.mark.parametrize('which', ['name', 'arrays'])
 @pytest.mark.filterwarnings('ignore:.*damaged')             # each listing names it again
 def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one_and_is_named(trained, how, which):
@@ -662,7 +700,8 @@ def test_restore_takes_best_and_latest(srcfile):
         make(srcfile, 'other', init_checkpoint=False).restore('latest')
 
 
-@pytest.mark.parametrize('keep, kept', [(1, [2, 6]), (2, [2, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6]), (None, [0, 1, 2, 3, 4, 5, 6])])
+@pytest.mark.parametrize('keep, kept', [(1, [2, 6]), (2, [2, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6]),
+                                        (None, [0, 1, 2, 3, 4, 5, 6])])
 def test_keep_removes_neither_the_best_nor_the_latest(srcfile, keep, kept, monkeypatch):
     ms = make(srcfile)
     values = iter([3.0, 1.0, 2.0, 2.0, 1.5, 2.5])
@@ -687,8 +726,9 @@ def test_info_says_what_is_there_and_what_is_damaged(srcfile):
     first, best, last = ms.checkpoints()[-3:]
     text = repr(ms.info())
     assert text == str(ms.info()) and isinstance(ms.info(), str)
-    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}', f'best {best.name}',
-                 'notes.txt', '  history      500 bytes  history.csv', 'Every file is whole.', 'Nobody is training here.', 'free on this disk'):
+    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}',
+                 f'best {best.name}', 'notes.txt', '  history      500 bytes  history.csv', 'Every file is whole.',
+                 'Nobody is training here.', 'free on this disk'):
         assert part in text
     flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / model.DATAFILE)
     (ms.workdir.path / last.arrays).unlink()

@@ -92,7 +92,8 @@ def truth(op, inputs):
 
 
 def assert_close(got, expected, rtol=1e-5, atol=1e-30):
-    """Norm-wise: the error's norm is below rtol times that of what is expected. atol, an element: where denormals are flushed or sums cancel."""
+    """Norm-wise: the error's norm is below rtol times that of what is expected. atol, an element:
+    where denormals are flushed or sums cancel."""
     assert len(got) == len(expected)
     for i, (g, e) in enumerate(zip(got, expected)):
         assert g.shape == e.shape, i
@@ -161,8 +162,8 @@ def fenced_kernel(op, inputs):
 
 # --- Values -----------------------------------------------------------------------------------------------------
 
-anyshape = dict(source=st.sampled_from(SOURCES), steps=st.integers(1, 5), B=st.integers(1, 14), H=st.sampled_from(SIZES), K=st.integers(1, 40),
-                V=st.integers(1, 70), seed=st.integers(0, 9999))
+anyshape = dict(source=st.sampled_from(SOURCES), steps=st.integers(1, 5), B=st.integers(1, 14), H=st.sampled_from(SIZES),
+                K=st.integers(1, 40), V=st.integers(1, 70), seed=st.integers(0, 9999))
 some = settings(max_examples=50, deadline=None, derandomize=True)
 
 
@@ -232,7 +233,8 @@ eachrule = pytest.mark.parametrize('optimizer, clipping, averaged', RULES)
 @eachrule
 @settings(max_examples=10, deadline=None)
 @given(shapes=st.lists(st.lists(st.sampled_from([1, 2, 3, 16, 17, 65]), min_size=1, max_size=2), min_size=1, max_size=4),
-       layouts=st.lists(st.sampled_from(LAYOUTS[:-1]), min_size=20, max_size=20), scale=st.sampled_from([1e-3, 1, 100]), seed=st.integers(0, 9999))
+       layouts=st.lists(st.sampled_from(LAYOUTS[:-1]), min_size=20, max_size=20), scale=st.sampled_from([1e-3, 1, 100]),
+       seed=st.integers(0, 9999))
 def test_update_agrees_with_numpy_on_any_shape_and_layout(optimizer, clipping, averaged, shapes, layouts, scale, seed):
     inputs, n = updatecase(shapes, seed, scale, optimizer, averaged), len(shapes)
     op = Update(optimizer, clipping, averaged, n)
@@ -282,7 +284,8 @@ def test_everything_agrees_with_numpy_on_large_shapes(source, steps, B, H, K, V,
 
 
 @needskernels
-@pytest.mark.parametrize('op, case', [(ops.GRU(), grucase('vectors')), (ops.GRUGrad(), gradcase('vectors')), (ops.SoftmaxLoss(True), losscase())],
+@pytest.mark.parametrize('op, case', [(ops.GRU(), grucase('vectors')), (ops.GRUGrad(), gradcase('vectors')),
+                                      (ops.SoftmaxLoss(True), losscase())],
                          ids=['GRU', 'GRUGrad', 'SoftmaxLoss'])
 @pytest.mark.parametrize('layout', ['fortran', 'strided'])
 def test_a_buffer_that_is_not_contiguous_is_not_written_as_if_it_were(op, case, layout):
@@ -310,7 +313,8 @@ def test_gradient_through_a_compiled_graph_agrees_with_numpy(source):
         states = truth(ops.GRU(source), case)
         dS = np.ones_like(states[0])
         dS[-1] += 2 * states[0][-1]
-        expected = perform(ops.GRUGrad(source), *(i.astype('float64') if i.dtype == 'float32' else i for i in case), states[0], states[2], dS)
+        expected = perform(ops.GRUGrad(source), *(i.astype('float64') if i.dtype == 'float32' else i for i in case),
+                           states[0], states[2], dS)
         assert_close(f(*case), expected)
 
 
@@ -334,7 +338,8 @@ def test_saturated_gates_are_exactly_zero_and_one_and_give_the_states_that_the_f
     b[:H], b[2 * H:] = -1e4, 50
     S, last, G = kernel(ops.GRU(source), inputs)
     assert (G[:, :, :2 * H] == 0).all() and (S == 1).all()
-    assert_close(kernel(ops.GRUGrad(source), inputs + [S, G, np.ones_like(S)]), truth(ops.GRUGrad(source), inputs + [S, G, np.ones_like(S)]))
+    assert_close(kernel(ops.GRUGrad(source), inputs + [S, G, np.ones_like(S)]),
+                 truth(ops.GRUGrad(source), inputs + [S, G, np.ones_like(S)]))
 
 
 @needskernels
@@ -400,7 +405,8 @@ def test_loss_of_certainty_and_of_the_impossible():
 @needskernels
 @pytest.mark.parametrize('g', [1e30, -1e30, np.inf, -np.inf, 1e-40, 0])
 def test_update_of_huge_and_tiny_gradients_is_clipped(g):
-    inputs = [rates(learnrate=0.1, decay=0.5, clip=5), np.float32([0]), np.ones(9, 'float32'), np.full(9, 2, 'float32'), np.full(9, g, 'float32')]
+    inputs = [rates(learnrate=0.1, decay=0.5, clip=5), np.float32([0]), np.ones(9, 'float32'),
+              np.full(9, 2, 'float32'), np.full(9, g, 'float32')]
     p, m, norm, share = kernel(Update('rmsprop', 'value', False, 1), inputs)
     assert share == (abs(g) > 5)
     np.testing.assert_allclose(norm, 0 if abs(g) < 1e-38 else 3 * abs(float(np.float32(g))), rtol=1e-6)
@@ -539,8 +545,8 @@ def refusals():
     """(op, inputs) that must be refused."""
     for source in SOURCES:
         case = grucase(source, T=3, B=2, H=4, K=5, V=6)
-        for which, shape in ((-4, (3, 4)), (-4, (2, 5)), (-3, (5, 11)), (-2, (4, 11)), (-2, (3, 12)), (-1, (11,)), (-1, (13,)), (0, case[0].shape[:1] + (1,) + case[0].shape[2:]),
-                             (0, (0,) + case[0].shape[1:])):
+        for which, shape in ((-4, (3, 4)), (-4, (2, 5)), (-3, (5, 11)), (-2, (4, 11)), (-2, (3, 12)), (-1, (11,)), (-1, (13,)),
+                             (0, case[0].shape[:1] + (1,) + case[0].shape[2:]), (0, (0,) + case[0].shape[1:])):
             yield f'GRU {source} input {which} {shape}', ops.GRU(source), changed(case, which, shape)
         if source != 'onehot':
             yield f'GRU {source} U too long', ops.GRU(source), changed(case, -3, (6, 12))
@@ -584,8 +590,9 @@ def test_wrong_shapes_and_characters_are_refused_as_numpy_refuses_them(untouched
 
 
 @needskernels
-@pytest.mark.parametrize('which, shape', [(-1, (3, 2, 5)), (-1, (2, 2, 4)), (-1, (3, 1, 4)), (-2, (3, 2, 11)), (-2, (2, 2, 12)), (-3, (2, 2, 4)), (-3, (3, 2, 3)),
-                                          (-3, (4, 2, 4)), (-4, (11,)), (-5, (4, 11)), (-6, (5, 11)), (-7, (1, 4))])
+@pytest.mark.parametrize('which, shape', [(-1, (3, 2, 5)), (-1, (2, 2, 4)), (-1, (3, 1, 4)), (-2, (3, 2, 11)), (-2, (2, 2, 12)),
+                                          (-3, (2, 2, 4)), (-3, (3, 2, 3)), (-3, (4, 2, 4)), (-4, (11,)), (-5, (4, 11)),
+                                          (-6, (5, 11)), (-7, (1, 4))])
 def test_gradients_refuse_wrong_shapes(untouched, which, shape):
     """dS may be anybody's: theano.grad(None, W, known_grads={S: dS})."""
     for source in SOURCES:
@@ -602,8 +609,8 @@ def test_gradients_refuse_characters_out_of_range(untouched, source, character):
 
 
 @needskernels
-@pytest.mark.parametrize('which, shape', [(0, (10,)), (1, (1,)), (1, (3,)), (2, (2, 3)), (4, (2, 3)), (4, (4, 4)), (8, (2, 3)), (10, (2, 3)),
-                                          (10, (4, 4)), (10, (3, 1))])
+@pytest.mark.parametrize('which, shape', [(0, (10,)), (1, (1,)), (1, (3,)), (2, (2, 3)), (4, (2, 3)), (4, (4, 4)), (8, (2, 3)),
+                                          (10, (2, 3)), (10, (4, 4)), (10, (3, 1))])
 def test_an_update_refuses_wrong_shapes_as_numpy_refuses_them(untouched, which, shape):
     """Inputs: rates (11,), factors (2,), params (3, 3), (2,), two caches, averages, gradients."""
     op, inputs = Update('adam', 'value', True, 2), changed(updatecase([(3, 3), (2,)], 0, 1, 'adam', True), which, shape)
@@ -615,7 +622,8 @@ def test_an_update_refuses_wrong_shapes_as_numpy_refuses_them(untouched, which, 
 
 EMPTY = '''
 case, op = {'no rows': (lambda: tests.grucase('vectors', B=1), ops.GRU()), 'no inputs': (lambda: tests.grucase('vectors', K=1), ops.GRU()),
-            'no units': (lambda: tests.losscase(H=1), ops.SoftmaxLoss(True)), 'no characters': (lambda: tests.losscase(B=1), ops.SoftmaxLoss(True))}[name]
+            'no units': (lambda: tests.losscase(H=1), ops.SoftmaxLoss(True)),
+            'no characters': (lambda: tests.losscase(B=1), ops.SoftmaxLoss(True))}[name]
 empty = {'no rows': {0: 1, 1: 0}, 'no inputs': {0: 2, 2: 0}, 'no units': {0: 2, 1: 0}, 'no characters': {0: 1, 3: 1}}[name]
 inputs = case()
 for which, axis in empty.items():

@@ -433,7 +433,8 @@ def test_rows_at_a_time_do_not_change_the_loss_nor_its_gradients(monkeypatch, ro
     monkeypatch.setattr(ops.SoftmaxLoss, 'ROWS', 10 ** 6)
     whole = perform(ops.SoftmaxLoss(True), *inputs)
     monkeypatch.setattr(ops.SoftmaxLoss, 'ROWS', rows)
-    np.testing.assert_allclose(perform(ops.SoftmaxLoss(False), *inputs)[0], naive_nll(inputs[0] @ inputs[1] + inputs[2], inputs[3]), rtol=1e-13)
+    np.testing.assert_allclose(perform(ops.SoftmaxLoss(False), *inputs)[0],
+                               naive_nll(inputs[0] @ inputs[1] + inputs[2], inputs[3]), rtol=1e-13)
     for part, want in zip(perform(ops.SoftmaxLoss(True), *inputs), whole):
         np.testing.assert_allclose(part, want, rtol=1e-12, atol=1e-15)
 

@@ -93,7 +93,8 @@ def test_last_states_of_several_rows_are_those_of_each_alone(ms, monkeypatch):
 
 def test_several_threads_read_and_write_with_one_network_at_a_time(ms):
     def shares(i):
-        return [list(ms.score(TEXT[i * 100:][:200 + i]).shares) + [ms.sample(50, 1, seed=i, prime=TEXT[i * 100:][:20 + i])] for _ in range(20)]
+        return [list(ms.score(TEXT[i * 100:][:200 + i]).shares) + [ms.sample(50, 1, seed=i, prime=TEXT[i * 100:][:20 + i])]
+                for _ in range(20)]
     want, interval = [shares(i) for i in range(4)], sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -170,7 +171,8 @@ def test_characters_that_no_probability_is_left_for_have_a_finite_share(ms):
 # ---- gates
 
 def naive_gates(params, states, before, x, l):
-    """z and r (T, B, H) of layer l, not yet cut off at 0 and 1: number by number. states, before: (L, T, B, H) and what they went out from."""
+    """z and r (T, B, H) of layer l, not yet cut off at 0 and 1: number by number. states, before: (L, T, B, H) and
+    what they went out from."""
     H = states.shape[3]
     U, W, b = (params[f'{name}{l}'].astype(float) for name in 'UWb')
     gates = np.zeros((*x.shape, 2 * H))

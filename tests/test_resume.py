@@ -44,8 +44,8 @@ while left := total - (ms.model.epoch * ms.data.batchepoch(8) + ms.model.pos):
 
 
 def trainer(path, total, pause=0.0, threads=1, **environment):
-    return subprocess.Popen([sys.executable, '-c', TRAINER.format(root=str(ROOT)), str(path), str(total), str(pause), str(threads)], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
+    return subprocess.Popen([sys.executable, '-c', TRAINER.format(root=str(ROOT)), str(path), str(total), str(pause), str(threads)],
+                            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
 
 
 def done(ms, checkpoint):
@@ -53,7 +53,8 @@ def done(ms, checkpoint):
 
 
 def killed(tmp_path, kills, total, rng, **environment):
-    """Kill a trainer `kills` times and let it end; (how many kills came while it trained, left a temporary file), how far it came by kills."""
+    """Kill a trainer `kills` times and let it end; (how many kills came while it trained, left a temporary file),
+    how far it came by kills."""
     (tmp_path / 'text.txt').write_text(TEXT)
     for name in 'straight', 'killed':
         ms = ModelState.initfromsrcfile(tmp_path / 'text.txt', tmp_path / name, seq_len=10, state_size=8, layers=2, seed=1, regcost=0.1)
@@ -96,8 +97,10 @@ def test_a_run_killed_and_resumed_is_the_run_left_alone(tmp_path, kernels):
     killed(tmp_path, 3, 160, random.Random(4), RN_GRU_KERNELS=kernels)
 
 
-@pytest.mark.parametrize('hyper', [{'optimizer': 'adam', 'ema': 0.99, 'clipping': 'norm', 'clip': 0.2}, {'optimizer': 'sgd', 'learnrate': 0.1},
-                                   {'optimizer': 'adamw', 'weight_decay': 0.1, 'clip': 0.01, 'init': 'orthogonal'}], ids=lambda hyper: hyper['optimizer'])
+@pytest.mark.parametrize('hyper', [{'optimizer': 'adam', 'ema': 0.99, 'clipping': 'norm', 'clip': 0.2},
+                                   {'optimizer': 'sgd', 'learnrate': 0.1},
+                                   {'optimizer': 'adamw', 'weight_decay': 0.1, 'clip': 0.01, 'init': 'orthogonal'}],
+                         ids=lambda hyper: hyper['optimizer'])
 def test_twice_50_steps_in_two_processes_are_100_in_one_bit_for_bit(tmp_path, hyper):
     (tmp_path / 'text.txt').write_text(TEXT)
     for name in 'straight', 'halves':
@@ -269,8 +272,8 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_unbroken_one(tmp_path
     rng, run = random.Random(7), {**LINEAR, 'train_len': 25}
 
     def process(path, pause=0.0, threads=1):
-        return subprocess.Popen([sys.executable, '-c', RESUMER.format(root=str(ROOT), run=run), str(path), str(pause), str(threads)], cwd=ROOT,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'RN_GRU_KERNELS': kernels})
+        return subprocess.Popen([sys.executable, '-c', RESUMER.format(root=str(ROOT), run=run), str(path), str(pause), str(threads)],
+                                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'RN_GRU_KERNELS': kernels})
     straight, broken = (begun(tmp_path, name).workdir.path for name in ('straight', 'broken'))
     for _ in range(3):
         killed = process(broken, 0.004, rng.choice([1, 2]))
@@ -313,5 +316,5 @@ def test_resume_refuses_other_arguments_nothing_to_finish_and_a_network_that_wen
 def test_200_kills_at_random_moments_lose_nothing_and_change_nothing(tmp_path):
     start = time.monotonic()
     training, torn, before = killed(tmp_path, 200, 8000, random.Random(5))
-    print(f'\n200 kills in {time.monotonic() - start:.0f} s, {training} of them while it trained, {torn} in the middle of a write; {before} of 8000 '
-          'steps done by then; at the end every array bit for bit that of the run left alone')
+    print(f'\n200 kills in {time.monotonic() - start:.0f} s, {training} of them while it trained, {torn} in the middle of a write; '
+          f'{before} of 8000 steps done by then; at the end every array bit for bit that of the run left alone')

@@ -372,7 +372,8 @@ def test_training_and_set_params_between_texts_are_seen(modeltype):
               np.zeros((2, 2, 24), 'float32')]
     for change in (lambda: None, lambda: model.trainstep(x, x[::-1].copy(), HyperParams(learnrate=0.05, regcost=0.1)),
                    lambda: model.set_params(other),
-                   lambda: model.params['V'].set_value(-9 * other['V']), lambda: model.trainstep(x, x[::-1].copy(), HyperParams(learnrate=0.1))):
+                   lambda: model.params['V'].set_value(-9 * other['V']),
+                   lambda: model.trainstep(x, x[::-1].copy(), HyperParams(learnrate=0.1))):
         change()
         drawn, states = model.sampletext(*inputs)
         want, _ = perform(sampling.SampleText(modeltype == 'GRUEncode'), *inputs, *model.get_params().values())

@@ -58,7 +58,8 @@ def encode(tmp_path):
 def test_parameters_are_moved_by_character_and_new_characters_are_drawn_as_in_a_new_model(first, tmp_path):
     old = first.model.get_params()
     ms = make(tmp_path, SECOND, 'second', seed=7, start_from=first.workdir.path)
-    got, fresh = ms.model.get_params(), make(tmp_path, FIRST + SECOND, 'fresh', modeltype=first.modeltype, layers=2, state_size=4, seed=7).model.get_params()
+    got = ms.model.get_params()
+    fresh = make(tmp_path, FIRST + SECOND, 'fresh', modeltype=first.modeltype, layers=2, state_size=4, seed=7).model.get_params()
     assert ms.charset.chars == BOTH and got.keys() == old.keys()
     table = {'GRUEncode': 'E', 'GRUResize': 'U0'}[first.modeltype]
     assert got[table].shape == (6, old[table].shape[1]) and got['V'].shape == (4, 6) and got['c'].shape == (6,)
@@ -274,7 +275,8 @@ def whole(ms):
     (whole, {'srcfile': 'short.txt'}, RNGRUError, 'short.txt'),
     (whole, {'seq_len': 1000}, RNGRUError, '1000')])
 @pytest.mark.filterwarnings('ignore:.*damaged')
-def test_what_cannot_be_started_from_is_refused_in_one_sentence_and_leaves_the_disk(encode, tmp_path, before, options, error, said, monkeypatch):
+def test_what_cannot_be_started_from_is_refused_in_one_sentence_and_leaves_the_disk(encode, tmp_path, before, options, error, said,
+                                                                                    monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'nothing').mkdir()
     (tmp_path / 'linked').symlink_to('first')
@@ -298,7 +300,8 @@ def test_the_default_model_type_asked_for_by_name_is_an_explicit_one(tmp_path, n
 def test_a_hyperparameter_is_judged_by_the_others_optimizer(encode, tmp_path):
     encode.hyper.optimizer = 'sgd'
     assert make(tmp_path, SECOND, 'second', start_from=encode, momentum=0.5).hyper.momentum == 0.5
-    for given, said in ({'decay': 0.5}, "optimizer='sgd': leave it out, or set optimizer='rmsprop'"), ({'optimizer': 'adam', 'momentum': 0.5}, 'adam'):
+    for given, said in (({'decay': 0.5}, "optimizer='sgd': leave it out, or set optimizer='rmsprop'"),
+                        ({'optimizer': 'adam', 'momentum': 0.5}, 'adam')):
         with pytest.raises(ValueError, match=f'does nothing with .*{said}'):
             make(tmp_path, SECOND, 'third', start_from=encode, **given)
     assert not (tmp_path / 'third').exists()

@@ -375,8 +375,8 @@ def crashing(monkeypatch, at, cleanup):
     openfile = step(realopen)
     with monkeypatch.context() as patch:
         for module in storage, checkpoint:
-            patch.setattr(module, 'open', lambda path, mode, **options: File(path, mode) if "x" in mode else realopen(path, mode, **options),
-                          raising=False)
+            patch.setattr(module, 'open', lambda path, mode, **options: File(path, mode) if "x" in mode
+                          else realopen(path, mode, **options), raising=False)
         for name in 'replace', 'fsync':
             patch.setattr(os, name, step(getattr(os, name)))
         patch.setattr(os, 'unlink', step(os.unlink, True))

@@ -1,4 +1,7 @@
-"""The update against values worked out by hand, naive loops and PyTorch's optimizers. `test_native` has its kernel against its `perform`."""
+"""The update against values worked out by hand, naive loops and PyTorch's optimizers.
+
+`test_native` has its kernel against its `perform`.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from update import CACHES, Update
 
 def step(optimizer, w, *arrays, clipping='value', averaged=False, **given):
     """One update by `perform`, in place: the outputs. arrays: lists of parameters, of each cache, of averages, of gradients."""
-    return perform(Update(optimizer, clipping, averaged, len(w)), rates(**{'clip': 5, **given}), np.array(w, arrays[0][0].dtype), *sum(arrays, []))
+    return perform(Update(optimizer, clipping, averaged, len(w)), rates(**{'clip': 5, **given}),
+                   np.array(w, arrays[0][0].dtype), *sum(arrays, []))
 
 
 def ones(*values):
@@ -49,7 +53,8 @@ def test_adam_by_hand():
     """
     p, m, g = ones(1, 0, 0)
     for t, (gradient, wants) in enumerate([(2, (0.9, 1, 1)), (-2, (0.9 + 1 / 30, 1.75, -0.5))]):
-        step('adam', [1], [p], [m], [g], ones(gradient), learnrate=0.1, beta1=0.5, beta2=0.75, cacheupdates=t, updates=t + 7, weight_decay=9)
+        step('adam', [1], [p], [m], [g], ones(gradient), learnrate=0.1, beta1=0.5, beta2=0.75,
+             cacheupdates=t, updates=t + 7, weight_decay=9)
         np.testing.assert_allclose([p[0], m[0], g[0]], wants, rtol=1e-8)
 
 
@@ -65,13 +70,15 @@ def test_adamw_shrinks_weights_by_learnrate_times_decay_before_adams_step_and_no
     (p, q), (m, n), (g, h) = ones(1, 1), ones(0, 0), ones(0, 0)
     wants = [(0.95 - 0.1, 0.9), (0.85 * 0.95 + 1 / 30, 0.9 + 1 / 30)]
     for t, (gradient, want) in enumerate(zip((2, -2), wants)):
-        step('adamw', [1, 0], [p, q], [m, n], [g, h], ones(gradient, gradient), learnrate=0.1, beta1=0.5, beta2=0.75, weight_decay=0.5, cacheupdates=t)
+        step('adamw', [1, 0], [p, q], [m, n], [g, h], ones(gradient, gradient), learnrate=0.1, beta1=0.5, beta2=0.75,
+             weight_decay=0.5, cacheupdates=t)
         np.testing.assert_allclose([p[0], q[0]], want, rtol=1e-8)
         assert m == n and g == h
 
 
 def test_sgd_by_hand():
-    """learnrate 0.1, momentum 0.5, gradients 2, -2, 0: velocities 2, -1, -0.5; a learnrate of 1 in the last step holds for all of the velocity."""
+    """learnrate 0.1, momentum 0.5, gradients 2, -2, 0: velocities 2, -1, -0.5; a learnrate of 1
+    in the last step holds for all of the velocity."""
     p, g = ones(1, 0)
     for gradient, learnrate, want in ((2, 0.1, 0.8), (-2, 0.1, 0.9), (0, 1, 1.4)):
         step('sgd', [1], [p], [g], ones(gradient), learnrate=learnrate, momentum=0.5)
@@ -90,7 +97,8 @@ def test_clipping_by_value_counts_what_it_changes_after_the_regcost_is_added():
 def test_clipping_by_norm_scales_all_parameters_alike(clip, scale):
     """d = 2 + 1 = 3 by regcost; 0, 4 of another: norm 5. Not beyond the bound, nothing is scaled."""
     p, q, g, h = np.array([1.0]), np.zeros(2), np.zeros(1), np.zeros(2)
-    *_, norm, share = step('sgd', [1, 0], [p, q], [g, h], [np.array([2.0]), np.array([0.0, 4.0])], clipping='norm', clip=clip, regcost=1, learnrate=1)
+    *_, norm, share = step('sgd', [1, 0], [p, q], [g, h], [np.array([2.0]), np.array([0.0, 4.0])],
+                           clipping='norm', clip=clip, regcost=1, learnrate=1)
     assert norm == 5 and share == (scale < 1)
     np.testing.assert_allclose([*g, *h], [3 * scale, 0, 4 * scale], rtol=1e-12)
     np.testing.assert_allclose([*p, *q], [1 - 3 * scale, 0, -4 * scale], rtol=1e-12)
@@ -125,7 +133,8 @@ def torchs(optimizer, clipping, params, gradients, given):
     torch = pytest.importorskip('torch')
     params = [torch.tensor(p, requires_grad=True) for p in params]
     betas, lr = (given['beta1'], given['beta2']), given['learnrate']
-    groups = [{'params': [p], 'weight_decay': given['weight_decay'] * (p.ndim == 2)} if optimizer == 'adamw' else {'params': [p]} for p in params]
+    groups = [{'params': [p], 'weight_decay': given['weight_decay'] * (p.ndim == 2)} if optimizer == 'adamw'
+              else {'params': [p]} for p in params]
     optim = {'rmsprop': lambda: torch.optim.RMSprop(groups, lr=lr, alpha=given['decay'], eps=0),
              'adam': lambda: torch.optim.Adam(groups, lr=lr, betas=betas), 'adamw': lambda: torch.optim.AdamW(groups, lr=lr, betas=betas),
              'sgd': lambda: torch.optim.SGD(groups, lr=lr, momentum=given['momentum'])}[optimizer]()
