@@ -73,7 +73,8 @@ def test_rounds_of_several_calls_are_compared_too(train):
     assert lines and len(lines) < 4 and all(line.startswith('Over-fitting') for line in lines)
 
 
-@pytest.mark.parametrize('hyper', [dict(learnrate=0.3), dict(optimizer='adam', learnrate=0.8), dict(optimizer='sgd', learnrate=8),
+@pytest.mark.parametrize('hyper', [dict(learnrate=0.3), dict(optimizer='adam', learnrate=0.8),
+                                   pytest.param(dict(optimizer='sgd', learnrate=8), marks=pytest.mark.long),
                                    dict(optimizer='sgd', learnrate=8, clipping='norm', clip=1.0),
                                    dict(learnrate=0.3, layers=2, modeltype='GRUResize')])
 def test_too_high_a_rate_is_told_with_a_lower_one(train, hyper):
@@ -142,18 +143,20 @@ def test_a_quarter_of_the_units_may_be_stuck(train):
 # --- Healthy runs -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])
-@pytest.mark.parametrize('seed, optimizer, learnrate', [(1, 'rmsprop', 0.003), (2, 'rmsprop', 0.01), (3, 'adam', 0.003), (4, 'adam', 0.01),
-                                                        (5, 'sgd', 0.3), (6, 'sgd', 0.8)])
+@pytest.mark.parametrize('seed, optimizer, learnrate', [
+    (1, 'rmsprop', 0.003), (3, 'adam', 0.003), *(pytest.param(*run, marks=pytest.mark.long) for run in (
+        (2, 'rmsprop', 0.01), (4, 'adam', 0.01), (5, 'sgd', 0.3), (6, 'sgd', 0.8)))])
 def test_healthy_runs_are_left_alone(train, modeltype, seed, optimizer, learnrate):
     _, said = train(4, seed=seed, text=write(seed), modeltype=modeltype, optimizer=optimizer, learnrate=learnrate)
     assert said == [None] * 4
 
 
 @pytest.mark.parametrize('more', [
-    dict(run=dict(schedule='linear')), dict(run=dict(schedule='cosine', warmup=50), layers=2), dict(dropout=0.3, layers=2), dict(ema=0.99),
-    dict(regcost=0.2), dict(optimizer='sgd', learnrate=1.0, clipping='norm', clip=0.1), dict(batchsize=1),
-    dict(batchsize=1, clipping='norm', clip=0.1), dict(batchsize=2, seq_len=10),
-    dict(valid_frac=0.0, run=dict(valid_len=3)), dict(valid_frac=0.0, train_len=30, num_rounds=8)])
+    dict(run=dict(schedule='cosine', warmup=50), layers=2), dict(valid_frac=0.0, train_len=30, num_rounds=8),
+    *(pytest.param(more, marks=pytest.mark.long) for more in (
+        dict(run=dict(schedule='linear')), dict(dropout=0.3, layers=2), dict(ema=0.99), dict(regcost=0.2), dict(batchsize=1),
+        dict(optimizer='sgd', learnrate=1.0, clipping='norm', clip=0.1), dict(batchsize=1, clipping='norm', clip=0.1),
+        dict(batchsize=2, seq_len=10), dict(valid_frac=0.0, run=dict(valid_len=3))))])
 def test_healthy_runs_of_many_kinds_are_left_alone(train, more):
     _, said = train(**{'num_rounds': 4, 'learnrate': 0.005, 'seed': 7, **more})
     assert said == [None] * len(said)
