@@ -12,7 +12,7 @@ shell: .venv/ready
 
 # Both suites at once: much of a test is waiting for a process of its own.
 test: .venv/ready-test .venv-theano/ready
-	@if [ -x .venv-theano/bin/python ]; then \
+	@trap 'kill 0' INT; if [ -x .venv-theano/bin/python ]; then \
 	  RN_GRU_ENGINE=theano .venv-theano/bin/python -m pytest -m "not long" > .venv-theano/tests.txt 2>&1 & fi; \
 	echo "Tests on PyTensor:"; \
 	RN_GRU_ENGINE=pytensor .venv/bin/python -m pytest -m "not long"; pytensor=$$?; theano=0; \

@@ -1,11 +1,12 @@
 """Time of a whole training step: ours, native and on NumPy, PyTorch's nn.GRU, and the machine's own matrix product, side by side.
 
     python benchmarks/train_step.py [--settings 2x128xB50xT50 3x256xB16xT100 ...] [--vocab 65] [--threads 2] [--repeats 9] [--profile]
+                                    [--options]
 
 Each contender runs in a process of its own and is asked for a few steps in turn, so that all meet the same noise and
 no two thread pools are awake at once. Medians. GFLOP/s count what the mathematics needs, ((36 L - 18) H^2 + 6 H V) B T
 a step, whatever a contender really does; "share" is that over the peak of a 2048 x 2048 float32 product by NumPy.
-PyTorch is measured where it is installed (`pip install torch==2.13.0`).
+PyTorch is measured where it is installed (`pip install torch==2.13.0`). --options: what each option of training costs instead.
 """
 
 import argparse
@@ -17,29 +18,33 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 SETTINGS = ['2x128xB50xT50', '3x256xB16xT100', '3x512xB64xT100']
 
 
-def ours(L, H, B, T, V):
-    """A step of `trainmodel` on a text of V - 1 characters drawn at random (V counts the unknown character too)."""
+def ours(L, H, B, T, V, **hyper):
+    """A step of `trainmodel`, its row of the history included, on a text of V - 1 characters drawn at random (V counts the unknown one too)."""
     import numpy as np
 
     import report
     import train
+    from advice import Advisor
     from model import ModelState
+    from run import Run
     report.verbose = False
     codes = np.random.default_rng(0).integers(0, V - 1, 40 * B * T)
     codes[:V - 1] = range(V - 1)
-    with tempfile.TemporaryDirectory() as directory:
-        srcfile = Path(directory) / 'text.txt'
-        srcfile.write_text(''.join(chr(0x100 + c) for c in codes), encoding='utf-8')
-        ms = ModelState.initfromsrcfile(srcfile, Path(directory) / 'work', seq_len=T, init_checkpoint=False, layers=L, state_size=H)
-        ms.model, ms.data
+    directory = tempfile.TemporaryDirectory()           # as long as the steps are made
+    srcfile = Path(directory.name) / 'text.txt'
+    srcfile.write_text(''.join(chr(0x100 + c) for c in codes), encoding='utf-8')
+    ms = ModelState.initfromsrcfile(srcfile, Path(directory.name) / 'work', seq_len=T, init_checkpoint=False, layers=L, state_size=H, **hyper)
     train._placestate(ms.model, B, True)
-    return lambda: train._step(ms, B, ms.data.batchepoch(B))
+    run = Run(10 ** 9, 10 ** 9, B, 1)
+    saver, advisor, epochsteps = train.Saver(ms, run, 0, None), Advisor(ms, run), ms.data.batchepoch(B)
+    return lambda kept=directory: train._step(ms, run, epochsteps, saver, advisor)
 
 
 def numpyops(*setting):
@@ -82,6 +87,9 @@ def sgemm(L, H, B, T, V):
 
 
 CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
+OPTIONS = {'rmsprop': {}, 'sgd': {'optimizer': 'sgd'}, 'adam': {'optimizer': 'adam'}, 'adamw': {'optimizer': 'adamw'},
+           'clipping by norm': {'clipping': 'norm'}, 'dropout': {'dropout': 0.2}, 'ema': {'ema': 0.999}, 'regcost': {'regcost': 0.2},
+           'adamw and all': {'optimizer': 'adamw', 'clipping': 'norm', 'dropout': 0.2, 'ema': 0.999, 'regcost': 0.2}}
 
 
 def _worker(contender, setting, connection):
@@ -135,9 +143,12 @@ def main():
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--repeats', type=int, default=9, help='turns of 5 steps each')
     parser.add_argument('--profile', action='store_true', help='also where the time of the native steps goes, phase by phase')
+    parser.add_argument('--options', action='store_true', help='what each option of training costs instead')
     args = parser.parse_args()
     setthreads(args.threads)
     print(f'{processor()}, {args.threads} threads, Python {platform.python_version()}, V {args.vocab}')
+    if args.options:
+        return _options(args)
     print(f'{"":18}{"ms a step":>12}{"GFLOP/s":>10}{"share":>8}{"x PyTorch":>11}')
     for text in args.settings:
         L, H, B, T = (int(number) for number in re.findall(r'\d+', text))
@@ -151,6 +162,17 @@ def main():
         if args.profile:
             for phase, seconds in _profile((L, H, B, T, args.vocab)).items():
                 print(f'    {phase:24}{seconds * 1e3:8.2f} ms{seconds / times["ours"]:8.0%}')
+
+
+def _options(args):
+    """Print the time of a step with each option, and how much more it is than without any."""
+    contenders = {name: partial(ours, **hyper) for name, hyper in OPTIONS.items()}
+    for text in args.settings:
+        times = measure((*(int(number) for number in re.findall(r'\d+', text)), args.vocab), args.repeats, contenders)
+        plain = times['rmsprop']
+        print(text)
+        for name, seconds in times.items():
+            print(f'  {name:18}{seconds * 1e3:10.2f} ms{seconds / plain - 1:+9.1%}')
 
 
 def _profile(setting, steps=10):
