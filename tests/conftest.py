@@ -4,12 +4,15 @@
 """
 
 import os
+import signal
 import sys
 import warnings
 
 import numpy as np
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:         # a shell's background job; the tests' own processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)

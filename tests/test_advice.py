@@ -76,7 +76,7 @@ def test_rounds_of_several_calls_are_compared_too(train):
 @pytest.mark.parametrize('hyper', [dict(learnrate=0.3), dict(optimizer='adam', learnrate=0.8),
                                    pytest.param(dict(optimizer='sgd', learnrate=8), marks=pytest.mark.long),
                                    dict(optimizer='sgd', learnrate=8, clipping='norm', clip=1.0),
-                                   dict(learnrate=0.3, layers=2, modeltype='GRUResize')])
+                                   pytest.param(dict(learnrate=0.3, layers=2, modeltype='GRUResize'), marks=pytest.mark.long)])
 def test_too_high_a_rate_is_told_with_a_lower_one(train, hyper):
     _, said = train(2, **hyper)
     line = next(filter(None, said))
@@ -92,8 +92,8 @@ def test_a_rate_raised_too_far_between_two_calls_is_told(train):
     assert train(1, ms=ms)[1][0].startswith('Learning rate too high: ')
 
 
-@pytest.mark.parametrize('hyper', [dict(learnrate=1e-5), dict(optimizer='adam', learnrate=1e-5), dict(optimizer='sgd', learnrate=1e-4),
-                                   dict(learnrate=1e-4, layers=3)])
+@pytest.mark.parametrize('hyper', [dict(learnrate=1e-5), *(pytest.param(hyper, marks=pytest.mark.long) for hyper in (
+    dict(optimizer='adam', learnrate=1e-5), dict(optimizer='sgd', learnrate=1e-4), dict(learnrate=1e-4, layers=3)))])
 def test_too_low_a_rate_is_told_with_a_higher_one(train, hyper):
     _, said = train(2, train_len=300, **hyper)
     assert said[0].startswith('Learning slowly: after 300 steps') and said[1] is None
@@ -101,6 +101,7 @@ def test_too_low_a_rate_is_told_with_a_higher_one(train, hyper):
     assert f'(now {hyper["learnrate"]:g})' in said[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('rate', [0.06, 0.1])
 def test_a_rate_that_has_ruined_the_network_is_never_called_too_low(train, rate):
     """Adam's: the loss stays near the letters' frequencies, with all gates stuck."""
@@ -124,7 +125,7 @@ def test_where_a_clip_holds_the_network_back_the_clip_is_named(train):
     assert 'ms.hyper.clip (0.001), which binds 100% of the steps' in said[0]
 
 
-@pytest.mark.parametrize('bias, words', [(40.0, 'always 1'), (-40.0, 'always 0')])
+@pytest.mark.parametrize('bias, words', [(40.0, 'always 1'), pytest.param(-40.0, 'always 0', marks=pytest.mark.long)])
 def test_gates_that_are_stuck_are_told_with_their_layer_and_share(train, bias, words):
     def change(params):
         params['b1'][:16] = bias                            # the update gates of half of layer 1's units

@@ -92,13 +92,13 @@ def killed(tmp_path, kills, total, rng, **environment):
     return training, torn, before
 
 
-@pytest.mark.parametrize('kernels', ['', 'numpy'], ids=['native', 'numpy'])
+@pytest.mark.parametrize('kernels', [pytest.param('', id='native'), pytest.param('numpy', id='numpy', marks=pytest.mark.long)])
 def test_a_run_killed_and_resumed_is_the_run_left_alone(tmp_path, kernels):
     killed(tmp_path, 3, 160, random.Random(4), RN_GRU_KERNELS=kernels)
 
 
 @pytest.mark.parametrize('hyper', [{'optimizer': 'adam', 'ema': 0.99, 'clipping': 'norm', 'clip': 0.2},
-                                   {'optimizer': 'sgd', 'learnrate': 0.1},
+                                   pytest.param({'optimizer': 'sgd', 'learnrate': 0.1}, marks=pytest.mark.long),
                                    {'optimizer': 'adamw', 'weight_decay': 0.1, 'clip': 0.01, 'init': 'orthogonal'}],
                          ids=lambda hyper: hyper['optimizer'])
 def test_twice_50_steps_in_two_processes_are_100_in_one_bit_for_bit(tmp_path, hyper):
@@ -267,7 +267,7 @@ except ValueError as error:
 '''
 
 
-@pytest.mark.parametrize('kernels', ['', 'numpy'], ids=['native', 'numpy'])
+@pytest.mark.parametrize('kernels', [pytest.param('', id='native'), pytest.param('numpy', id='numpy', marks=pytest.mark.long)])
 def test_a_run_killed_at_random_moments_and_resumed_is_the_unbroken_one(tmp_path, kernels):
     rng, run = random.Random(7), {**LINEAR, 'train_len': 25}
 

@@ -490,7 +490,7 @@ def test_minutes_take_about_that_long_and_timing_the_steps_changes_nothing(make,
     ms, planned = make(**options), make('planned', **options)
     start = time.monotonic()
     ms.trainmodel(minutes=0.1, batchsize=8, schedule='cosine', warmup=7, print_every=0)
-    assert 0.5 * 6 < time.monotonic() - start < 1.6 * 6
+    assert 0.5 * 6 < time.monotonic() - start < 4 * 6           # of a busy machine
     checkpoint = next(c for c in ms.checkpoints() if c.kind == 'validation')
     run = Run.fromfacts(checkpoint.facts['run'])
     assert run.validated == 1 and run.done == run.train_len < run.steps and run.bestlast and run.valid_len == 0
