@@ -145,9 +145,9 @@ class Advisor:
         rate = self.ms.hyper.learnrate
         often = f', {clipped:.0%} of steps clipped' if clipped > 0.5 else ''
         isworse = self.points[-1].validation > 0.1 + min((point.validation for point in self.points[:-1]), default=math.inf)
-        back = "; ms.restore('best') goes back" if isworse else ''
-        return 'high', severity, (f'Learning rate too high: {what}{often}: try ms.hyper.learnrate = '
-                                  f'{_rounded(rate / (10 if severity > 5 else 3))} (now {rate:g}){back}.')
+        back = "ms.restore('best'), then " if isworse else ''          # first, since it brings that one's learnrate
+        return 'high', severity, (f'Learning rate too high: {what}{often}: {back}try ms.hyper.learnrate = '
+                                  f'{_rounded(rate / (10 if severity > 5 else 3))} (now {rate:g}).')
 
     def _overfitting(self, losses):
         ms, run, now = self.ms, self.run, self.points[-1]
@@ -165,7 +165,7 @@ class Advisor:
         dropout = ms.hyper.dropout
         better = f'dropout={min(dropout + 0.1, 0.5) if dropout else 0.2:g}' if dropout < 0.5 else 'a smaller network'
         return 'over', rise, (f'Over-fitting: validation has risen for {rounds} round{"s" * (rounds != 1)}, {rise:.2f} above the best, '
-                              f"while training fell: try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}; ms.restore('best') goes back.")
+                              f"while training fell: ms.restore('best'), then try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}.")
 
     def _stuck(self, isurgent=False):
         """isurgent: whether it is worth its time, however short the round was."""

@@ -51,14 +51,26 @@ def train(tmp_path, monkeypatch):
     return train
 
 
+def test_advice_that_is_followed_from_left_to_right_stands_behind_it(train):
+    ms, _ = train(2, learnrate=0.005)
+    ms.hyper.learnrate = 1.0
+    said = train(1, ms=ms)[1][0]
+    assert said.startswith('Learning rate too high')
+    steps = re.search(r"(ms.restore\('best'\)), then try (ms.hyper.learnrate = [\d.]+) \(now 1\)\.$", said)
+    with redirect_stdout(io.StringIO()):
+        for step in steps.groups():
+            exec(step, {'ms': ms})
+    assert ms.hyper.learnrate == 0.1 and ms.checkpoint == ms.checkpoints().best      # 0.005, had it been set before the way back
+
+
 # --- Runs made to show a fault ------------------------------------------------------------------------------------
 
 def test_a_network_that_learns_200_characters_by_heart_is_told_of_dropout_and_the_best_checkpoint(train):
     ms, said = train(8, 2, 40, text=write(length=200), seq_len=10, state_size=64, learnrate=0.005)
     lines = [line for line in said if line]
     assert lines and len(lines) < 4
-    assert re.match(r"Over-fitting: validation has risen for \d+ rounds?, (\d\.\d\d) above the best, while training fell: try dropout=0.2 "
-                    r"\(ms.hyper.dropout\); ms.restore\('best'\) goes back.$", lines[0])
+    assert re.match(r"Over-fitting: validation has risen for \d+ rounds?, (\d\.\d\d) above the best, while training fell: "
+                    r"ms.restore\('best'\), then try dropout=0.2 \(ms.hyper.dropout\).$", lines[0])
     table = ms.history()
     losses = table.validations['loss']
     at = said.index(lines[0])
