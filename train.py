@@ -215,6 +215,7 @@ def _endonbest(ms, run, saver):
     best = ms.workdir.scan()[0].best
     if best is None or saver.error or best.name == ms.checkpoint.name:
         return
+    before = ms.hyper.facts()
     try:
         saving.filled(ms, best.name, ms.model)
     except (OSError, WorkDirError) as error:
@@ -223,6 +224,8 @@ def _endonbest(ms, run, saver):
     checkpoint = saver.write(best.loss, 'validation', copyof=best.name)
     report.say(f'Ended on the best checkpoint, {best.name}: validation loss {lossline(best.loss)}.'
                + (f' Its copy {checkpoint.name} is the latest now.' if checkpoint else ''))
+    if back := ', '.join(f'{name}={value}' for name, value in ms.hyper.facts().items() if value != before[name]):
+        report.say(f'With it come the hyperparameters that it was trained with: {back}.')
 
 
 def _change(kind, before, loss):

@@ -547,6 +547,16 @@ def test_patience_ends_early_on_the_best_checkpoint_whose_copy_is_the_latest(mak
     assert straight.model.updates == 12 and not any('copyof' in c.facts for c in straight.checkpoints())    # without patience: the last one
 
 
+def test_hyperparameters_that_come_back_with_the_best_checkpoint_are_told(make, monkeypatch, capsys):
+    ms = losses(make(valid_frac=0.2), 2, 3, 3)
+    ms.trainmodel(num_rounds=1, train_len=4, batchsize=8, print_every=0)
+    rate, ms.hyper.learnrate, ms.hyper.dropout = ms.hyper.learnrate, 0.25, 0.5
+    monkeypatch.setattr(report, 'verbose', True)
+    ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, patience=2, print_every=0)
+    assert (ms.hyper.learnrate, ms.hyper.dropout) == (rate, 0)
+    assert f'With it come the hyperparameters that it was trained with: learnrate={rate}, dropout=0.0.' in capsys.readouterr().out
+
+
 def test_without_a_heldout_part_patience_ends_early_on_the_last_checkpoint(make):
     ms = losses(make(), 3, 2, 2.5, 2.25)
     ms.trainmodel(num_rounds=9, train_len=4, batchsize=8, valid_len=1, patience=2, print_every=0)
