@@ -114,11 +114,11 @@ def requested(ms, asked):
     another.
     """
     schedule, minutes, end, patience = (asked[name] for name in ('schedule', 'minutes', 'end_learnrate', 'patience'))
-    num_rounds, epochsteps = checkint('num_rounds', asked['num_rounds'], 1), ms.data.batchepoch(asked['batchsize'])
-    train_len, valid_len, warmup = (checkint(name, asked[name]) for name in ('train_len', 'valid_len', 'warmup'))
+    num_rounds, epochsteps = checkint('num_rounds', asked['num_rounds'], 1, MOST), ms.data.batchepoch(asked['batchsize'])
+    train_len, valid_len, warmup = (checkint(name, asked[name], 0, MOST) for name in ('train_len', 'valid_len', 'warmup'))
     minutes = None if minutes is None else checkreal('minutes', minutes, 0, islowallowed=False)
     end = None if end is None else checkreal('end_learnrate', end, 0)
-    patience = 0 if patience is None else checkint('patience', patience, 1)
+    patience = 0 if patience is None else checkint('patience', patience, 1, MOST)
     if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(f'schedule takes one of {", ".join(map(repr, SCHEDULES))}, got {short(schedule)}{nearest(schedule, SCHEDULES)}')
     if end is not None and schedule == 'constant':
@@ -170,6 +170,7 @@ def planned(run, seconds, stepseconds, validationseconds, validationsteps):
 
     validationseconds: of a validation of `validationsteps`, all of the held-out part or, where there is none, an epoch
     """
+    seconds = min(seconds, float(MOST))
     if not run.bestlast:                # validated on the steps behind a round
         one = validationseconds / validationsteps
         run = replace(run, valid_len=run.valid_len or min(validationsteps, max(int(seconds / 20 / MOSTROUNDS / one), 1)))
@@ -183,6 +184,8 @@ def planned(run, seconds, stepseconds, validationseconds, validationsteps):
 
 
 def _checked(run):
+    if run.steps > MOST:                # no checkpoint with it could be read again
+        raise ValueError(f'a run takes at most {MOST:,} steps in all, got {short(run.steps)}: ask for fewer rounds, steps or minutes')
     if run.warmup >= run.steps:
         raise ValueError(f'warmup={run.warmup} leaves none of the {run.steps:,} steps of the run: use less')
     return run

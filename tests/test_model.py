@@ -466,7 +466,10 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
             ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError),
             ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
-            ({'resume': 1}, TypeError)]
+            ({'resume': 1}, TypeError),
+            # Above 2^63 - 1, which no checkpoint of the run could be read with again.
+            ({'num_rounds': 10 ** 20}, ValueError), ({'train_len': 10 ** 20}, ValueError), ({'valid_len': 10 ** 20}, ValueError),
+            ({'patience': 10 ** 20}, ValueError)]
 
 
 @pytest.mark.parametrize('options, error', TRAINING)
@@ -483,6 +486,7 @@ def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfi
 
 # What was asked for; of a model with a held-out part; what is said.
 CONTRADICTIONS = [
+    ({'num_rounds': 10 ** 18, 'train_len': 10 ** 18}, False, 'a run takes at most 9,223,372,036,854,775,807 steps in all, got 10000'),
     ({'schedule': 'cosin'}, False, "schedule takes one of 'constant', 'linear', 'cosine', 'plateau', got 'cosin', did you mean cosine?"),
     ({'schedule': 'zzz'}, False, "got 'zzz'"),
     ({'end_learnrate': 0.0001}, False, "end_learnrate=0.0001 does nothing with schedule='constant': leave it out, or choose 'linear'"),

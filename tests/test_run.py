@@ -105,6 +105,13 @@ def test_a_plan_fills_the_time_with_steps_and_a_twentieth_of_it_with_validations
     assert (run.batchsize, run.schedule, run.done, run.validated) == (4, 'cosine', 0, 0)
 
 
+@pytest.mark.parametrize('seconds', [2.0 ** 63, math.inf])
+def test_a_plan_of_more_steps_than_a_checkpoint_could_be_read_with_is_refused(seconds):
+    with pytest.raises(ValueError, match='a run takes at most 9,223,372,036,854,775,807 steps in all, got [0-9]+: ask for fewer') as raised:
+        planned(Run(0, 0, 4, 0, bestlast=True), seconds, 1e-3, 1, 5)
+    assert '\n' not in str(raised.value)
+
+
 def test_a_plan_that_warmup_would_fill_is_refused():
     with pytest.raises(ValueError, match='warmup=90 leaves none of the 90 steps') as raised:
         planned(Run(0, 0, 4, 0, warmup=90, bestlast=True), 10, 0.1, 1, 5)
