@@ -171,6 +171,17 @@ def symbol(value):
     return (T.scalar, T.vector, T.matrix, T.tensor3)[value.ndim](dtype=str(value.dtype))
 
 
+def between(ms, actions):
+    """Have `actions[n]` called before the n-th step from now."""
+    trainstep, count = ms.model.trainstep, [0]
+
+    def step(*args):
+        count[0] += 1
+        actions.get(count[0], int)()
+        return trainstep(*args)
+    ms.model.trainstep = step
+
+
 def perform(op, *values):
     """What the Op's `perform` gives for NumPy arrays."""
     values = [np.asarray(value) for value in values]

@@ -12,6 +12,7 @@ import pytest
 import lock
 import report
 from checkpoint import WorkDir
+from conftest import between
 from rn_rnn_char import ModelState, RNGRUError
 
 TEXT = 'Some words of no great meaning, and then some more of them.\n' * 40
@@ -38,17 +39,6 @@ def fill(disk, leave=0):
     """Fill the file system but for `leave` bytes, in whole pages."""
     free = shutil.disk_usage(disk).free
     (disk / 'filler').write_bytes(bytes(max(free - leave, 0)))
-
-
-def around(ms, actions):
-    """Have `actions[n]` called before the n-th step from now."""
-    trainstep, count = ms.model.trainstep, [0]
-
-    def step(*args):
-        count[0] += 1
-        actions.get(count[0], int)()
-        return trainstep(*args)
-    ms.model.trainstep = step
 
 
 def iswhole(path, count):
@@ -80,7 +70,7 @@ def test_a_model_on_a_disk_without_room_is_refused_and_leaves_the_disk(disk, tmp
 def test_a_disk_that_fills_in_mid_training_ends_nothing(disk, tmp_path, monkeypatch, capsys):
     ms = make(disk, tmp_path)
     monkeypatch.setattr(report, 'verbose', True)
-    around(ms, {6: lambda: fill(disk), 14: (disk / 'filler').unlink})
+    between(ms, {6: lambda: fill(disk), 14: (disk / 'filler').unlink})
     ms.trainmodel(num_rounds=4, train_len=5, batchsize=8, valid_len=1, print_every=0, save_every=0)
     said = [line for line in capsys.readouterr().out.splitlines() if 'could not be written' in line]
     assert len(said) == 1 and 'No space left on device' in said[0]
@@ -126,7 +116,7 @@ def test_a_directory_that_turns_read_only_is_a_disk_that_refuses(disk, tmp_path,
     def remount(how):
         subprocess.run(['mount', '-o', f'remount,{how}', str(disk)], check=True)
     monkeypatch.setattr(report, 'verbose', True)
-    around(ms, {2: lambda: remount('ro'), 8: lambda: remount('rw')})
+    between(ms, {2: lambda: remount('ro'), 8: lambda: remount('rw')})
     with monkeypatch.context() as patch:
         patch.setattr(lock, 'fcntl', None)      # `mount` is politer than a failing disk: it lets no file stay open for writing
         ms.trainmodel(num_rounds=3, train_len=4, batchsize=8, valid_len=1, print_every=0)

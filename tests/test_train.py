@@ -18,7 +18,7 @@ import pytest
 import report
 import saving
 import train
-from conftest import naive_logits, naive_nll
+from conftest import between, naive_logits, naive_nll
 from rn_rnn_char import ModelState, RNGRUError
 from run import Run
 
@@ -294,17 +294,6 @@ def disk(monkeypatch):
         return realopen(path, mode, **options)
     monkeypatch.setattr(storage, 'open', opening, raising=False)
     return Disk
-
-
-def between(ms, actions):
-    """Have `actions[n]` called before the n-th step from now."""
-    trainstep, count = ms.model.trainstep, [0]
-
-    def step(*args):
-        count[0] += 1
-        actions.get(count[0], int)()
-        return trainstep(*args)
-    ms.model.trainstep = step
 
 
 def test_a_full_disk_in_mid_training_is_said_and_the_next_checkpoint_tries_again(make, disk, monkeypatch, capsys):
