@@ -78,7 +78,8 @@ class Saver:
             self.historyerror = None
         except (OSError, WorkDirError) as error:
             if self.historyerror is None:
-                report.warn(f'The history could not be written ({reason(error)}): training goes on, and its rows are kept in memory.')
+                report.warn(f'The history could not be written ({reason(error)}): training goes on, and its rows wait in memory until it '
+                            'ends.')
             self.historyerror = error
 
     def saveifdue(self):
