@@ -19,6 +19,7 @@ extern "C" {
 #define RNGRU_API __attribute__((visibility("default")))
 
 enum { RNGRU_VECTORS = 0, RNGRU_ONEHOT = 1, RNGRU_ENCODED = 2 };
+enum { RNGRU_FLOAT32 = 0, RNGRU_BFLOAT16 = 1, RNGRU_INT8 = 2 };
 
 /* One GRU layer over a sequence. With hard_sigmoid(v) = clip(0.2 v + 0.5, 0, 1), for each step:
  *   z  = hard_sigmoid(x Uz + s Wz + bz)

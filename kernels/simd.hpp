@@ -4,6 +4,9 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #define RNGRU_INLINE inline __attribute__((always_inline))
 
@@ -11,13 +14,26 @@ namespace rngru {
 
 // W floats a vector; a register tile is MR rows by NV vectors: MR * NV accumulators, NV vectors of the
 // right operand and one broadcast must fit the registers (16 on AVX2 and SSE2, 32 on AVX-512 and NEON).
-#if defined(__AVX512F__)
+// RNGRU_SHAPE=16 (or 4) has the tiles of AVX-512 (or of no vectors at all) in the compiler's own vectors, to
+// test them on a processor without.
+#if defined(RNGRU_SHAPE)
+constexpr int W = RNGRU_SHAPE, NV = W == 16 ? 4 : 1, MR = 6;
+constexpr const char* ISA = "emulated";
+#elif defined(__AVX512F__)
+#define RNGRU_AVX512
 constexpr int W = 16, NV = 4, MR = 6;
 constexpr const char* ISA = "AVX-512";
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX__)
+#define RNGRU_AVX
 constexpr int W = 8, NV = 2, MR = 6;
+#if defined(__AVX2__) && defined(__FMA__)
+#define RNGRU_AVX2
 constexpr const char* ISA = "AVX2";
+#else
+constexpr const char* ISA = "AVX";
+#endif
 #elif defined(__SSE2__)
+#define RNGRU_SSE2
 constexpr int W = 4, NV = 2, MR = 6;
 constexpr const char* ISA = "SSE2";
 #elif defined(__ARM_NEON)
@@ -53,25 +69,75 @@ RNGRU_INLINE void store(float* p, V v, int64_t n) {
     else if (n > 0) memcpy(p, &v, (size_t)n * sizeof(float));
 }
 
+// A bfloat16: the upper half of a float32. Operands of products may be such; sums never are.
+struct Bf16 {
+    uint16_t bits;
+};
+typedef uint16_t Halves __attribute__((vector_size(W * 2)));
+
+RNGRU_INLINE V load(const Bf16* p) {
+    Halves halves;
+    memcpy(&halves, p, sizeof halves);
+    return (V)(__builtin_convertvector(halves, I) << 16);
+}
+// To the nearest, of two the even one, as processors do it; what is no number stays none.
+RNGRU_INLINE Halves nearest(V v) {
+#if defined(RNGRU_AVX512) && defined(__AVX512BF16__)
+    return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
+    const I bits = (I)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    return __builtin_convertvector((v == v ? rounded : bits | 0x400000) >> 16, Halves);
+#endif
+}
+RNGRU_INLINE void store(Bf16* p, V v) {
+    const Halves halves = nearest(v);
+    memcpy(p, &halves, sizeof halves);
+}
+
+// Vectors of pairs of bfloat16, neighbours along k: two products a lane, added to the lane's sum.
+RNGRU_INLINE V dot(V sum, I a, I b) {
+#if defined(RNGRU_AVX512) && defined(__AVX512BF16__)
+    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum += (V)(a << 16) * (V)(b << 16);
+    return sum + (V)(a & 0xffff0000) * (V)(b & 0xffff0000);
+#endif
+}
+RNGRU_INLINE I splat_pair(const Bf16* p) {
+    uint32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return pair - I{};
+}
+RNGRU_INLINE I load_pairs(const Bf16* p) {
+    I pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    return pairs;
+}
+// Rows k and k + 1 of W columns as W pairs, of what they hold or of its nearest bfloat16.
+RNGRU_INLINE void store_pairs(Bf16* p, V even, V odd) {
+    const I pairs = __builtin_convertvector(nearest(even), I) | __builtin_convertvector(nearest(odd), I) << 16;
+    memcpy(p, &pairs, sizeof pairs);
+}
+
 // The greater of v and low, the lesser of v and high; v where it is not a number, which is what x86's
 // instructions do with their second operand (g++ 12 makes two instructions of the comparison).
 RNGRU_INLINE V at_least(V v, V low) {
-#if defined(__AVX512F__) && !defined(__clang__)
+#if defined(RNGRU_AVX512) && !defined(__clang__)
     return (V)__builtin_ia32_maxps512_mask(low, v, v, -1, 4);
-#elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+#elif defined(RNGRU_AVX)
     return __builtin_ia32_maxps256(low, v);
-#elif defined(__SSE2__) && !defined(__AVX512F__)
+#elif defined(RNGRU_SSE2)
     return __builtin_ia32_maxps(low, v);
 #else
     return v < low ? low : v;
 #endif
 }
 RNGRU_INLINE V at_most(V v, V high) {
-#if defined(__AVX512F__) && !defined(__clang__)
+#if defined(RNGRU_AVX512) && !defined(__clang__)
     return (V)__builtin_ia32_minps512_mask(high, v, v, -1, 4);
-#elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+#elif defined(RNGRU_AVX)
     return __builtin_ia32_minps256(high, v);
-#elif defined(__SSE2__) && !defined(__AVX512F__)
+#elif defined(RNGRU_SSE2)
     return __builtin_ia32_minps(high, v);
 #else
     return v > high ? high : v;
@@ -117,12 +183,12 @@ RNGRU_INLINE V exp_negative(V x) {
 
 // The 64-bit products of the lower halves of the lanes. g++ doesn't see that x86 has an instruction for them.
 RNGRU_INLINE L multiply_low(L a, L b) {
-#if defined(__SSE2__) && !defined(__clang__)
+#if !defined(__clang__) && (defined(RNGRU_AVX512) || defined(RNGRU_AVX2) || defined(RNGRU_SSE2))
     typedef int Words __attribute__((vector_size(W * 4)));
-#if defined(__AVX512F__)
+#if defined(RNGRU_AVX512)
     typedef long long Lanes __attribute__((vector_size(W * 4)));
     return (L)__builtin_ia32_pmuludq512_mask((Words)a, (Words)b, Lanes{}, -1);
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(RNGRU_AVX2)
     return (L)__builtin_ia32_pmuludq256((Words)a, (Words)b);
 #else
     return (L)__builtin_ia32_pmuludq128((Words)a, (Words)b);
@@ -138,13 +204,13 @@ RNGRU_INLINE L multiply_low(L a, L b) {
 RNGRU_INLINE V sqrt(V v) {
 #if __has_builtin(__builtin_elementwise_sqrt)
     return __builtin_elementwise_sqrt(v);
-#elif defined(__AVX512F__) && defined(__clang__)
+#elif defined(RNGRU_AVX512) && defined(__clang__)
     return (V)__builtin_ia32_sqrtps512(v, 4);
-#elif defined(__AVX512F__)
+#elif defined(RNGRU_AVX512)
     return (V)__builtin_ia32_sqrtps512_mask(v, v, -1, 4);
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(RNGRU_AVX)
     return __builtin_ia32_sqrtps256(v);
-#elif defined(__SSE2__)
+#elif defined(RNGRU_SSE2)
     return __builtin_ia32_sqrtps(v);
 #else
     for (int j = 0; j < W; ++j) v[j] = __builtin_sqrtf(v[j]);
