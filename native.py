@@ -197,6 +197,18 @@ def dropout(S, out, threshold, scale, seed, updates, layer):
     _call(library().rngru_dropout, S.size, _address(S), _address(out), threshold, scale, seed, updates, layer)
 
 
+def layernorm(S, out):
+    """Fill `out`, a C-contiguous array of S's shape (T, B, H), as `layernorm.LayerNorm` says."""
+    S = np.ascontiguousarray(S)
+    _call(library().rngru_layer_norm, S.size // S.shape[-1], S.shape[-1], _address(S), _address(out))
+
+
+def layernormgrad(S, dN, dS):
+    """Fill dS, a C-contiguous array of S's shape (T, B, H), as `layernorm.LayerNormGrad` says."""
+    S, dN = np.ascontiguousarray(S), np.ascontiguousarray(dN)
+    _call(library().rngru_layer_norm_gradient, S.size // S.shape[-1], S.shape[-1], _address(S), _address(dN), _address(dS))
+
+
 def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, allowed, states, kept=None):
     """Draw characters: (their indices (n, steps) int32, the packed weights for the next call's `kept`, or None where a logit is no number).
 
@@ -325,6 +337,8 @@ def _declare(kernels):
     kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
     kernels.rngru_update.argtypes = [ctypes.POINTER(Optimizer)]
     kernels.rngru_dropout.argtypes = [size, pointer, pointer, ctypes.c_uint32, ctypes.c_float] + [ctypes.c_uint64] * 2 + [ctypes.c_uint32]
+    kernels.rngru_layer_norm.argtypes = [size, size, pointer, pointer]
+    kernels.rngru_layer_norm_gradient.argtypes = [size, size, pointer, pointer, pointer]
     kernels.rngru_sample.argtypes = kernels.rngru_sample_kept.argtypes = [ctypes.POINTER(Sampler)]
     kernels.rngru_sample_kept.restype = size
     kernels.rngru_isa.restype = ctypes.c_char_p

@@ -7,7 +7,7 @@
  * Results do not depend on the number of threads, bit for bit.
  *
  *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden \
- *       kernels/{gemm,forward,backward,output,update,dropout,sample,pool,processors}.cpp -o librngru.so
+ *       kernels/{gemm,forward,backward,output,update,dropout,layernorm,sample,pool,processors}.cpp -o librngru.so
  */
 #ifndef RNGRU_H
 #define RNGRU_H
@@ -85,6 +85,11 @@ RNGRU_API int rngru_update(rngru_optimizer *optimizer);
  * word i % 4 of Philox4x32-10 of key (seed's lower half, upper half) and counter (i / 4, layer, updates' lower half, upper half). */
 RNGRU_API int rngru_dropout(int64_t n, const float *S, float *out, uint32_t threshold, float scale, uint64_t seed, uint64_t updates,
                             uint32_t layer);
+
+/* N (M, H): each row of S (M, H) with mean 0 and variance 1, (S - mean) / sqrt(variance + 1e-5); and the gradient dS (M, H) of a cost
+ * whose gradient in N is dN (M, H). N may be S, dS may be dN. */
+RNGRU_API int rngru_layer_norm(int64_t M, int64_t H, const float *S, float *N);
+RNGRU_API int rngru_layer_norm_gradient(int64_t M, int64_t H, const float *S, const float *dN, float *dS);
 
 /* Characters drawn one after another, n texts at once: each from softmax(logits / temp) behind the one before, of what top_k, top_p
  * and min_p leave of it (draw.hpp), the first index in 0 .. N - 1 at which the cumulated softmax (float64) exceeds the step's uniform. */
