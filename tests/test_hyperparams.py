@@ -14,9 +14,11 @@ from hyperparams import HyperParams, checkgiven
     ('momentum', '0.9', TypeError, '0.9'),
     ('weight_decay', -1, ValueError, '-1'), ('clip', 0, ValueError, 'more than 0'), ('clip', float('inf'), ValueError, 'inf'),
     ('dropout', 1, ValueError, 'below 1'), ('ema', 1.0, ValueError, 'below 1'), ('ema', 0.99999999999, ValueError, 'below 1'),
-    ('valid_frac', 1, ValueError, 'below 1')])
+    ('valid_frac', 1, ValueError, 'below 1'),
+    ('layernorm', 'yes', TypeError, "True or False, got 'yes'"), ('layernorm', 1, TypeError, 'got 1')])
 def test_wrong_values_are_refused_in_one_sentence(name, value, error, said):
-    hyper = HyperParams(**({} if name in ('init', 'valid_frac') else {name: {'optimizer': 'sgd', 'clipping': 'norm'}.get(name, 0.5)}))
+    forgood = name in ('init', 'valid_frac', 'layernorm')
+    hyper = HyperParams(**({} if forgood else {name: {'optimizer': 'sgd', 'clipping': 'norm'}.get(name, 0.5)}))
     before = hyper.facts()
     for attempt in (lambda: HyperParams(**{name: value}), lambda: setattr(hyper, name, value)):
         with pytest.raises(error, match=said) as raised:
@@ -35,11 +37,12 @@ def test_a_wrong_name_is_told_the_right_one(name, value, error):
 def test_what_old_files_lack_has_its_default():
     hyper = HyperParams(**{'layers': 2, 'state_size': 4, 'learnrate': 0.01, 'decay': 0.9, 'regcost': 0.1})
     assert (hyper.optimizer, hyper.clipping, hyper.clip, hyper.init) == ('rmsprop', 'value', 5, 'uniform')
-    assert hyper.ema == hyper.dropout == hyper.valid_frac == 0
+    assert hyper.ema == hyper.dropout == hyper.valid_frac == 0 and hyper.layernorm is False
     assert HyperParams(**hyper.facts()) == hyper
 
 
-@pytest.mark.parametrize('name, value, other', [('init', 'orthogonal', 'uniform'), ('valid_frac', 0.1, 0.2), ('layers', 2, 3)])
+@pytest.mark.parametrize('name, value, other', [('init', 'orthogonal', 'uniform'), ('valid_frac', 0.1, 0.2), ('layers', 2, 3),
+                                               ('layernorm', True, False), ('layernorm', False, True)])
 def test_what_is_set_once_stays(name, value, other):
     hyper = HyperParams(**{name: value})
     setattr(hyper, name, value)

@@ -1,13 +1,19 @@
-"""Layer normalisation against numbers worked out by hand, the naive loop, PyTorch and finite differences."""
+"""Layer normalisation against numbers worked out by hand, the naive loop, PyTorch, finite differences and the naive network."""
+
+import contextlib
 
 import numpy as np
 import pytest
 
+import dropout
 import engine
+import layers
 import native
-from conftest import kernel, naive_layernorm, perform
+from conftest import kernel, naive_gru, naive_layernorm, naive_logits, naive_nll, naive_sample, naive_states, naive_vectors, perform
 from engine import T, theano
+from hyperparams import HyperParams
 from layernorm import LayerNorm, LayerNormGrad, normalised
+from rn_rnn_char import ModelState, RNGRUError
 
 PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
 SHAPES = [(1, 1, 1), (1, 1, 2), (3, 2, 1), (3, 2, 5), (2, 3, 15), (2, 2, 16), (1, 3, 17), (4, 3, 63), (2, 1, 64), (3, 5, 65), (2, 2, 100),
@@ -243,3 +249,171 @@ def test_what_has_no_rows_of_units_is_refused(way):
         way(LayerNorm(), uniform(2, 3, 0))
     with pytest.raises(ValueError, match=r'got \(2, 3, 4\) and \(2, 3, 5\)'):
         way(LayerNormGrad(), uniform(2, 3, 4), uniform(2, 3, 5))
+
+
+# --- The network --------------------------------------------------------------------------------------------------------------
+
+TYPES = ('GRUEncode', 'GRUResize')
+ON = HyperParams(layernorm=True)
+
+
+def build(modeltype, V=5, L=2, H=3, hyper=ON):
+    """A model with parameters, biases included, and states drawn within +-1; x and y (3, 2)."""
+    model, rng = layers.MODELTYPES[modeltype](V, L, H, 1, hyper), np.random.RandomState(4)
+    model.set_params({name: rng.uniform(-1, 1, value.shape) for name, value in model.get_params().items()})
+    model.set_state(rng.uniform(-1, 1, (L, 2, H)))
+    return model, *rng.randint(0, V, (2, 3, 2)).astype('int32')
+
+
+def doubles(params):
+    return {name: value.astype(np.float64) for name, value in params.items()}
+
+
+def naive_network(params, x, y, s0, factors=(1, 1)):
+    """(loss, last states (L, B, H)) in float64 of the naive network; factors: by layer, what each output is multiplied by behind the
+    normalisation."""
+    X = naive_vectors('encoded', (x, params['E'], params['a'])) if 'E' in params else naive_vectors('onehot', (x, len(params['U0'])))
+    lasts = []
+    for l, (s, factor) in enumerate(zip(s0, factors)):
+        S = naive_gru(X, s, params[f'U{l}'], params[f'W{l}'], params[f'b{l}'])
+        lasts.append(S[-1])
+        X = naive_layernorm(S) * factor
+    return naive_nll(X @ np.asarray(params['V'], np.float64) + params['c'], y), np.array(lasts)
+
+
+def slopes(cost, value, step=1e-5):
+    """Gradient of cost() in the array `value`, which it reads: central differences."""
+    gradient = np.empty_like(value)
+    for index in np.ndindex(*value.shape):
+        kept, ends = value[index], []
+        for end in (kept + step, kept - step):
+            value[index] = end
+            ends.append(cost())
+        value[index], gradient[index] = kept, (ends[0] - ends[1]) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('p', [0.0, 0.4])
+def test_a_training_step_follows_the_naive_networks_gradient(modeltype, p):
+    """Whole, as it is compiled: SGD without momentum, so that what it takes off is learnrate times the gradient. Dropout comes behind
+    the normalisation; the states that are carried on are the layers' own."""
+    hyper = HyperParams(layernorm=True, optimizer='sgd', momentum=0, clip=1000, dropout=p)
+    model, x, y = build(modeltype, hyper=hyper)
+    s0, params = model.get_state(), doubles(model.get_params())
+    factors = [perform(dropout.Dropout(l), np.ones((3, 2, 3)), p, np.int64(model.seed), np.int64(0))[0] for l in range(2)]
+    assert (p > 0) == any((factor == 0).any() for factor in factors)
+    loss, *_ = model.trainstep(x, y, hyper, 0.125)
+    want, lasts = naive_network(params, x, y, s0, factors)
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    np.testing.assert_allclose(model.get_state(), lasts, atol=1e-5)
+    for name, value in model.get_params().items():
+        gradient = slopes(lambda: naive_network(params, x, y, s0, factors)[0], params[name])
+        np.testing.assert_allclose((params[name] - value) / 0.125, gradient, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('L, H', [(1, 3), (3, 17)])
+def test_every_way_to_read_a_text_is_the_naive_network_and_its_states_are_the_layers_own(modeltype, L, H):
+    model, x, y = build(modeltype, L=L, H=H)
+    s0, params = model.get_state(), model.get_params()
+    logits, lasts = naive_logits(params, x, s0, layernorm=True)
+    got, got_lasts = theano.function([], list(model.forward(x, s0)), mode=PLAIN)()
+    np.testing.assert_allclose(got, logits, atol=2e-5)
+    np.testing.assert_allclose(got_lasts, lasts, atol=2e-6)
+    assert L == 1 or np.abs(lasts - naive_logits(params, x, s0)[1]).max() > 0.01            # without it they are others
+    loss, got_lasts = model.evaluate(x, y, s0)
+    np.testing.assert_allclose(loss, naive_nll(logits, y), rtol=1e-5)
+    np.testing.assert_allclose(got_lasts, lasts, atol=2e-6)
+    for states in model.allstates(x, s0), model.plainstates(x, s0):
+        for S, want in zip(states, naive_states(params, x, s0, layernorm=True), strict=True):
+            np.testing.assert_allclose(S, want, atol=2e-6)
+    zero = np.zeros_like(s0)
+    np.testing.assert_allclose(model.untrainedloss([(x, y)]), naive_nll(naive_logits(params, x, zero, layernorm=True)[0], y), rtol=1e-5)
+
+
+@pytest.mark.parametrize('modeltype', TYPES)
+@pytest.mark.parametrize('averaged', [False, True])
+def test_it_writes_what_the_naive_network_writes(modeltype, averaged):
+    model, *_ = build(modeltype, V=6, hyper=HyperParams(layernorm=True, ema=0.9 * averaged))
+    s0, uniforms, allowed = model.get_state(), np.random.RandomState(2).uniform(size=(2, 15)), np.array([0, 1, 1, 1, 1, 1], 'int8')
+    drawn, last = model.sampletext([3, 1], uniforms, 0.7, 6, 1.0, 0.0, allowed, s0)
+    for i, char in enumerate([3, 1]):
+        want, want_last = naive_sample(model.get_params(), s0[:, i], char, uniforms[i], 0.7, allowed, layernorm=True)
+        assert drawn[i].tolist() == want
+        np.testing.assert_allclose(last[:, i], want_last, atol=5e-6)
+
+
+def test_the_step_with_numpy_alone_is_the_same(monkeypatch):
+    losses = []
+    for library in (native.library, lambda: None):
+        monkeypatch.setattr(native, 'library', library)
+        model, x, y = build('GRUEncode', H=16)
+        losses.append([model.trainstep(x, y, ON, 0.01)[0] for _ in range(3)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_it_is_off_unless_asked_for_and_adds_no_parameters():
+    plain, x, y = build('GRUEncode', hyper=None)
+    want = naive_nll(naive_logits(plain.get_params(), x, np.zeros((2, 2, 3)))[0], y)
+    np.testing.assert_allclose(plain.untrainedloss([(x, y)]), want, rtol=1e-5)
+    assert layers.GRUEncode.expected(5, 2, 3, 2, ON) == layers.GRUEncode.expected(5, 2, 3, 2)
+
+
+def test_memory_counts_what_it_makes(monkeypatch):
+    """Of B T = 50 characters and 3 layers of 10 units: 8 (3 + 1) 10 numbers a character, with layernorm 2 x 3 x 10 more, dropout too."""
+    count = layers.GRUEncode.count(10, 3, 10)
+    for hyper, numbers in ((HyperParams(), 320), (ON, 380), (HyperParams(layernorm=True, dropout=0.1), 440)):
+        needed = 4 * (50 * numbers + 4 * count)
+        for memory, fits in ((needed, True), (needed - 1, False)):
+            monkeypatch.setattr(layers.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
+            with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
+                layers.GRUEncode.checkmemory(10, 3, 10, 5, 10, hyper)
+
+
+# --- The model ----------------------------------------------------------------------------------------------------------------
+
+TEXT = ''.join(f'{i}: some words, {i * 7 % 13}.\n' for i in range(60))
+
+
+def make(tmp_path, name, **options):
+    (tmp_path / 'text.txt').write_text(TEXT)
+    return ModelState.initfromsrcfile(tmp_path / 'text.txt', tmp_path / name, **{'seq_len': 10, 'layers': 2, 'state_size': 8, 'seed': 1,
+                                                                                 'layernorm': True, **options})
+
+
+def test_a_model_keeps_it_says_so_and_trains_on_as_if_it_had_not_stopped(tmp_path):
+    rates = {'batchsize': 8, 'valid_len': 2, 'print_every': 0}
+    whole, halves = (make(tmp_path, name, learnrate=0.01) for name in ('whole', 'halves'))
+    assert whole.checkpoint.facts['hyper']['layernorm'] is True
+    whole.trainmodel(train_len=20, **rates)
+    halves.trainmodel(train_len=10, **rates)
+    again = ModelState.load(tmp_path / 'halves')
+    assert again.hyper.layernorm is True and again.model.layernorm
+    assert 'GRUEncode 2 x 8 with layernorm, ' in repr(again) and 'GRUEncode 2 x 8 with layernorm, ' in again.info()
+    again.restore()
+    again.trainmodel(train_len=10, **rates)
+    for name, value in whole.model.arrays().items():
+        np.testing.assert_array_equal(again.model.arrays()[name], value, err_msg=name)
+    assert again.sample(50, seed=1) == whole.sample(50, seed=1) and again.checkpoint.loss == whole.checkpoint.loss
+
+
+def test_it_is_for_good_and_what_starts_from_a_model_has_it_too(tmp_path):
+    first = make(tmp_path, 'first')
+    with pytest.raises(AttributeError, match='layernorm is True for good.*make a new model for layernorm=False'):
+        first.hyper.layernorm = False
+    assert make(tmp_path, 'second', start_from=first, layernorm=True).hyper.layernorm
+    third = ModelState.initfromsrcfile(tmp_path / 'text.txt', tmp_path / 'third', start_from=first)
+    assert third.hyper.layernorm and third.score(TEXT[:50]).nats == first.score(TEXT[:50]).nats
+    with pytest.raises(ValueError, match='layernorm=True for good, got False: leave layernorm out'):
+        make(tmp_path, 'fourth', start_from=first, layernorm=False)
+    assert not (tmp_path / 'fourth').exists()
+
+
+def test_another_networks_checkpoint_is_refused(tmp_path):
+    """Its arrays would fit."""
+    one, other = make(tmp_path, 'one'), make(tmp_path, 'other', layernorm=False)
+    for name in (other.checkpoint.name, other.checkpoint.arrays):
+        (tmp_path / 'one' / name).write_bytes((tmp_path / 'other' / name).read_bytes())
+    with pytest.raises(RNGRUError, match='it is of a model with layernorm=False'):
+        one.restore(other.checkpoint.name)
