@@ -5,50 +5,64 @@ namespace rngru {
 namespace {
 
 // The last K steps of a tile, fewer than a chunk; a function of its own: few tiles need it.
-template <int R>
-__attribute__((noinline)) void rest(int64_t K, const float* a, int64_t rows, int64_t ks, const float* b, float* c, int64_t ld) {
+template <class O, int R>
+__attribute__((noinline)) void rest(int64_t K, const O* a, int64_t rows, int64_t ks, const O* b, float* c, int64_t ld) {
     Tile<R> tile;
     tile.clear();
     tile.add(c, ld);
-    for (int64_t k = 0; k < K; ++k, a += ks, b += PW) tile.step(a, rows, b);
+    for (int64_t k = 0; k < K; k += STEP<O>, a += STEP<O> * ks, b += STEP<O> * PW) tile.step(a, rows, b);
     tile.put(c, ld);
 }
 
-template <int R>
-void multiply_rows(int64_t K, const float* a, int64_t rows, int64_t chunks, const float* b, float* c) {
+template <class O, int R>
+void multiply_rows(int64_t K, const O* a, int64_t rows, int64_t chunks, const O* b, float* c) {
     Tile<R> tile;
     tile.clear();
     for (; K >= PW; K -= PW, a += chunks)
 #pragma GCC unroll 4
-        for (int k = 0; k < PW; ++k, b += PW) tile.step(a + k, rows, b);
+        for (int k = 0; k < PW; k += (int)STEP<O>, b += STEP<O> * PW) tile.step(a + k, rows, b);
     tile.put(c, PW);
-    if (K > 0) rest<R>(K, a, rows, 1, b, c, PW);
+    if (K > 0) rest<O, R>(K, a, rows, 1, b, c, PW);
 }
 
-template <int R>
-void multiply_packed_rows(int64_t K, const float* a, const float* b, float* c, int64_t ld, bool add) {
+template <class O, int R>
+void multiply_packed_rows(int64_t K, const O* a, const O* b, float* c, int64_t ld, bool add) {
     Tile<R> tile;
     tile.clear();
     for (; K >= PW; K -= PW)
 #pragma GCC unroll 4
-        for (int k = 0; k < PW; ++k, a += PR, b += PW) tile.step(a, 1, b);
+        for (int k = 0; k < PW; k += (int)STEP<O>, a += STEP<O> * PR, b += STEP<O> * PW) tile.step(a, STEP<O>, b);
     if (add) tile.add(c, ld);
     tile.put(c, ld);
-    if (K > 0) rest<R>(K, a, 1, PR, b, c, ld);
+    if (K > 0) rest<O, R>(K, a, STEP<O>, PR, b, c, ld);
 }
 }  // namespace
 
 static_assert(MR == 6, "one entry for each number of rows");
-Multiply* const multiply[MR + 1] = {nullptr,          multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
-                                    multiply_rows<4>, multiply_rows<5>, multiply_rows<6>};
-MultiplyPacked* const multiply_packed[MR + 1] = {
-    nullptr,                 multiply_packed_rows<1>, multiply_packed_rows<2>, multiply_packed_rows<3>,
-    multiply_packed_rows<4>, multiply_packed_rows<5>, multiply_packed_rows<6>};
+template <class O>
+typename Multiply<O>::Rows* const Multiply<O>::rows[MR + 1] = {
+    nullptr,             multiply_rows<O, 1>, multiply_rows<O, 2>, multiply_rows<O, 3>,
+    multiply_rows<O, 4>, multiply_rows<O, 5>, multiply_rows<O, 6>};
+template <class O>
+typename Multiply<O>::Packed* const Multiply<O>::packed[MR + 1] = {
+    nullptr,                    multiply_packed_rows<O, 1>, multiply_packed_rows<O, 2>, multiply_packed_rows<O, 3>,
+    multiply_packed_rows<O, 4>, multiply_packed_rows<O, 5>, multiply_packed_rows<O, 6>};
+template struct Multiply<float>;
+template struct Multiply<Bf16>;
 
 void pack(float* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
     src += p * PW;
     for (int64_t k = 0; k < K; ++k, panel += PW, src += ld)
         for (int v = 0; v < NV; ++v) store(panel + v * W, load(src + v * W, N - p * PW - v * W));
+}
+
+void pack(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
+    src += p * PW;
+    for (int64_t k = 0; k < K; k += 2, panel += 2 * PW, src += 2 * ld)
+        for (int v = 0; v < NV; ++v) {
+            const int64_t left = N - p * PW - v * W;
+            store_pairs(panel + 2 * v * W, load(src + v * W, left), load(src + (k + 1 < K ? ld : 0) + v * W, k + 1 < K ? left : 0));
+        }
 }
 
 void pack_transposed(float* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
@@ -63,5 +77,38 @@ void pack_transposed(float* panel, const float* src, int64_t ld, int64_t K, int6
             for (int64_t k = 0; k < kn; ++k) panel[(k0 + k) * PW + j] = 0;
     }
     for (int64_t k = K * PW; k < K_padded * PW; ++k) panel[k] = 0;
+}
+
+void pack_transposed(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
+    const int64_t n = N - p * PW < PW ? N - p * PW : PW;
+    src += p * PW * ld;
+    constexpr int64_t BLOCK = 16;
+    static_assert(BLOCK % W == 0, "a block is whole vectors");
+    memset(panel, 0, (size_t)(K_padded * PW) * sizeof(Bf16));
+    for (int64_t k0 = 0; k0 < K; k0 += BLOCK)
+        for (int64_t j = 0; j < n; ++j) {
+            Bf16 block[BLOCK];
+            for (int64_t k = 0; k < BLOCK; k += W) store(block + k, load(src + j * ld + k0 + k, K - k0 - k));
+            for (int64_t k = 0; k < BLOCK && k0 + k < K; k += 2) memcpy(panel + (k0 + k) * PW + 2 * j, block + k, 2 * sizeof(Bf16));
+        }
+}
+
+void to_bf16(Bf16* to, const float* from, int64_t n, int64_t padded) {
+    int64_t i = 0;
+    for (; i + W <= padded; i += W) store(to + i, load(from + i, n - i));
+    if (i == padded) return;
+    Bf16 last[W];
+    store(last, load(from + i, n - i));
+    memcpy(to + i, last, (size_t)(padded - i) * sizeof(Bf16));
+}
+
+const Bf16* rows_as_panel(const Bf16* panel, int64_t n, Bf16* to) {
+    for (int64_t k = 0; k < n; k += 2, panel += 2 * PW)
+        for (int j = 0; j < PW; j += W) {
+            const V even = load(panel + j), odd = k + 1 < n ? load(panel + PW + j) : splat(0);
+            const I pairs = (I)even >> 16 | (I)odd;
+            memcpy(to + k * PW + 2 * j, &pairs, sizeof pairs);
+        }
+    return to;
 }
 }  // namespace rngru

@@ -31,6 +31,8 @@ typedef struct rngru_layer {
     int64_t T, B, K, H, N;
     int input;              /* what x is: RNGRU_VECTORS: X; RNGRU_ONEHOT: x U is row x of U;
                                RNGRU_ENCODED: the vector tanh(E[x] + a) */
+    int precision;          /* RNGRU_FLOAT32; RNGRU_BFLOAT16: the operands of all products but the characters' x U, and dG where
+                               it is summed, are rounded to bfloat16; everything else is float32 */
     const float *X;         /* (T, B, K), RNGRU_VECTORS only */
     const int32_t *x;       /* (T, B), the other two; below K (one-hot) or below N (encoded) */
     const float *E, *a;     /* (N, K), (K), RNGRU_ENCODED only */
