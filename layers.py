@@ -56,6 +56,7 @@ class ModelParams:
     columns in the order z, r, h (see `ops`); the output layer's `V` (H, V) and `c` (V,); a model type adds its own.
     Initial weights are uniform within +-sqrt(1 / number of rows), biases zero (LeCun et al. 1998, Efficient BackProp, 4.6);
     with init='orthogonal' the blocks z, r and h of every W{l} are orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
+    With layernorm=True each layer passes its states up normalised (see `layernorm`), which adds no parameters.
 
     Caches, as many numbers as parameters each: `m` + name, mean squared gradients (RMSProp, Adam, AdamW); `g` + name, mean gradients (Adam,
     AdamW) or velocities (SGD); `e` + name, with ema the running mean of the parameters, which generates text and is validated.

@@ -89,6 +89,7 @@ def sgemm(L, H, B, T, V):
 CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
 OPTIONS = {'rmsprop': {}, 'sgd': {'optimizer': 'sgd'}, 'adam': {'optimizer': 'adam'}, 'adamw': {'optimizer': 'adamw'},
            'clipping by norm': {'clipping': 'norm'}, 'dropout': {'dropout': 0.2}, 'ema': {'ema': 0.999}, 'regcost': {'regcost': 0.2},
+           'layernorm': {'layernorm': True},
            'adamw and all': {'optimizer': 'adamw', 'clipping': 'norm', 'dropout': 0.2, 'ema': 0.999, 'regcost': 0.2}}
 
 
