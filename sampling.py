@@ -62,14 +62,13 @@ class SampleText(Op):
             shapes = [i.shape for i in inputs[8:]]
             packed, states = kept[1] if kept[0] == shapes else None, np.array(s0, order='C')
             drawn, packed = native.sample(*network, chars, uniforms, temp, top_k, top_p, min_p, (allowed != 0).view(np.uint8), states,
-                                          packed)
+                                          packed, self.layernorm)
             if packed is None:
                 raise _diverged()
             kept = shapes, packed
             outputs[0][0], outputs[1][0] = drawn, states
         types = [i.type.dtype for i in node.inputs]
-        return (work if native.library() is not None and not self.layernorm and types[1] == 'float64' and set(types[7:]) == {'float32'}
-                else None)
+        return work if native.library() is not None and types[1] == 'float64' and set(types[7:]) == {'float32'} else None
 
     def _taken(self, inputs):
         """The inputs, checked: chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, [E, a] or [], (U, W, b) of each layer, V, c."""

@@ -98,6 +98,7 @@ RNGRU_API int rngru_layer_norm_gradient(int64_t M, int64_t H, const float *S, co
 typedef struct rngru_sampler {
     int64_t L, H, K, N, n, steps;
     int input;                      /* RNGRU_ONEHOT (K = N) or RNGRU_ENCODED */
+    int layernorm;                  /* not 0: the layer above, and Wv, read a layer's state as rngru_layer_norm makes it */
     double temp;                    /* 0: the most likely character */
     int64_t top_k;                  /* at least 1; N: all */
     double top_p, min_p;            /* in (0, 1], in [0, 1] */
