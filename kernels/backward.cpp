@@ -134,7 +134,7 @@ struct Backward {
         for (int64_t t = d.T - 1; t >= 0; --t) {
             const Step here = step(t), below = step(t > 0 ? t - 1 : 0);
             product(
-                first, last, HP, panels((const O*)here.dG + 2 * here.gate, stride), Wh, one_matrix(H),
+                first, last, HP, panels(here.dG + 2 * here.gate, stride), Wh, one_matrix(H),
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
                     O* const far = here.dG + here.gate + column / PW * here.stride + row * PW;
                     for (int i = 0; i < R * PW; i += LINE<O>) prefetch_write(far + i);
@@ -158,7 +158,7 @@ struct Backward {
                 });
             if (t == 0) break;
             product(
-                first, last, 2 * HP, panels((const O*)here.dG, stride), Wzr, one_matrix(H),
+                first, last, 2 * HP, panels(here.dG, stride), Wzr, one_matrix(H),
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
                     below.template fetch<3>(row, R, column);
                     O* const far = below.dG + column / PW * below.stride + row * PW;
@@ -180,7 +180,7 @@ struct Backward {
                 });
         }
         product(
-            first, last, 2 * HP, panels((const O*)dG, stride), Wzr, one_matrix(H), [](int64_t, int, int, int64_t) RNGRU_LAMBDA {},
+            first, last, 2 * HP, panels(dG, stride), Wzr, one_matrix(H), [](int64_t, int, int, int64_t) RNGRU_LAMBDA {},
             [&](auto, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
                 for (int i = 0; i < R; ++i, ++row, c += PW)
                     for (int j = 0; j < PW; j += W) {
@@ -212,12 +212,12 @@ struct Backward {
     }
 
     // Tiles [first, last) of rows of a (., 3H) weight gradient, the columns of some gates.
-    template <class A, class Rows, class Piece>
-    RNGRU_INLINE void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, int64_t K, const A* right,
-                                  int64_t right_stride, int first_gate, int last_gate, int thread, Rows row, Piece piece) {
+    template <class A>
+    void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const A* right,
+                     int64_t right_stride, int first_gate, int last_gate, int thread, Witness<A> witness = {}) {
         A* const block = sizeof(A) == sizeof(O) ? (A*)paired + thread * KC * PW : nullptr;
-        transposed_product(tiles, first, last, K, right, right_stride, Gates{first_gate, last_gate, d.H}, dW, 3 * d.H, false,
-                           (A*)(packed + thread * PACKED<float>), block, row, piece);
+        transposed_product(tiles, first, last, left, K, right, right_stride, Gates{first_gate, last_gate, d.H}, dW, 3 * d.H, false,
+                           (A*)(packed + thread * PACKED<float>), block, witness);
     }
 
     // out (count, K) = dG (count, 3H) U^T, rows [from, to). Meanwhile the rows `ahead` from there come nearer: a
@@ -243,8 +243,6 @@ struct Backward {
             });
     }
 
-    static void nothing(const void*, int64_t, int64_t, int, int64_t) {}
-
     // dX, dU and dW, with no wait between them. What sees all of dG first adds it up: the first tiles of dW.
     void large_products(int threads, const Characters& characters) {
         Timer timer(WEIGHTS);
@@ -253,27 +251,22 @@ struct Backward {
         const Tiles inputs(d.K), states(d.H);
         Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache(3 * d.HP) / MR, 0), dU(vectors ? inputs.count : 0, 16, 0);
         Parts dWzr(states.count, 16, 0), dWh(states.count, 16, 2);
-        auto state = [&](int64_t k) { return k < d.B ? l.s0 + k * d.H : l.S + (k - d.B) * d.H; };
+        const Rows before{l.s0, l.S, d.B, d.H}, reset{l.s0, l.S, d.B, d.H, l.G + d.H, 3 * d.H};
 
         parallel(threads, [&](int thread, int n) {
             int64_t from, to;
-            auto sum = [&](const O* panel, int64_t k, int64_t count, int gate, int64_t column) {
-                if (from > 0) return;
+            const auto sum = [&](const O* panel, int64_t k, int64_t count, int gate, int64_t column) {
                 if (vectors) add_to_db(panel, k, count, gate, column);
                 else add_to_sums(panel, k, count, gate, column, characters);
             };
+            const auto summed = [&] { return from > 0 ? Witness<O>() : witness<O>(sum); };
+            const O* const dG = this->dG;
             while (dX.take(n, from, to))
-                input_rows(from * MR, to * MR < d.TB ? to * MR : d.TB, (to - from) * MR * n, panels((const O*)dG, stride), Ut,
-                           l.dX);
+                input_rows(from * MR, to * MR < d.TB ? to * MR : d.TB, (to - from) * MR * n, panels(dG, stride), Ut, l.dX);
             while (dU.take(n, from, to))
-                weight_rows(l.dU, inputs, from, to, d.TB, (const O*)dG, stride, 0, 3, thread,
-                            [&](int64_t k) { return Row{l.X + k * d.K}; }, nothing);
-            while (dWzr.take(n, from, to))
-                weight_rows(l.dW, states, from, to, d.TB, (const O*)dG, stride, 0, 2, thread,
-                            [&](int64_t k) { return Row{state(k)}; }, sum);
-            while (dWh.take(n, from, to))
-                weight_rows(l.dW, states, from, to, d.TB, (const O*)dG, stride, 2, 3, thread,
-                            [&](int64_t k) { return Row{state(k), l.G + k * 3 * d.H + d.H}; }, sum);
+                weight_rows(l.dU, inputs, from, to, Rows{nullptr, l.X, 0, d.K}, d.TB, dG, stride, 0, 3, thread);
+            while (dWzr.take(n, from, to)) weight_rows(l.dW, states, from, to, before, d.TB, dG, stride, 0, 2, thread, summed());
+            while (dWh.take(n, from, to)) weight_rows(l.dW, states, from, to, reset, d.TB, dG, stride, 2, 3, thread, summed());
         });
     }
 
@@ -284,11 +277,11 @@ struct Backward {
         parallel(threads, [&](int thread, int n) {
             int64_t from, to;
             while (dX.take(n, from, to))
-                input_rows(from * MR, to * MR < characters.n ? to * MR : characters.n, 0,
-                           panels((const float*)sums, characters.n * PW), Ue, drows);
+                input_rows(from * MR, to * MR < characters.n ? to * MR : characters.n, 0, panels(sums, characters.n * PW),
+                           Ue, drows);
             while (dU.take(n, from, to))
-                weight_rows(l.dU, inputs, from, to, characters.n, (const float*)sums, characters.n * PW, 0, 3, thread,
-                            [&](int64_t k) { return Row{rows + k * d.K}; }, nothing);
+                weight_rows(l.dU, inputs, from, to, Rows{nullptr, rows, 0, d.K}, characters.n, sums, characters.n * PW, 0, 3,
+                            thread);
         });
     }
 

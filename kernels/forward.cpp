@@ -135,7 +135,7 @@ struct Forward {
             auto input = [&](int64_t row) RNGRU_LAMBDA { return places ? table + places[t * B + row] * 3 * H : G + row * 3 * H; };
 
             Left<O> states;
-            if constexpr (rounds) states = row_major((const O*)rounded, HP);
+            if constexpr (rounds) states = row_major(rounded, HP);
             else states = row_major(s, H);
             product(
                 first, last, HD, states, Wp, Gates{0, 2, H},

@@ -1,4 +1,4 @@
-// The micro-kernel, compiled once for each number of rows, and the packing of weights.
+// The micro-kernel, compiled once for each number of rows, the packing of weights, and the product that sums over rows.
 #include "gemm.hpp"
 
 namespace rngru {
@@ -102,6 +102,31 @@ void to_bf16(Bf16* to, const float* from, int64_t n, int64_t padded) {
     memcpy(to + i, last, (size_t)(padded - i) * sizeof(Bf16));
 }
 
+namespace {
+// Copies tiles [first, last) of row k, or of two rows from there in pairs, to places TILE apart, in whole vectors.
+template <bool product>
+RNGRU_INLINE V row_part(const Rows& rows, int64_t k, int64_t m, int64_t left) {
+    const V v = load(rows.row(k) + m, left);
+    return product ? v * load(rows.times + k * rows.times_ld + m, left) : v;
+}
+template <bool product>
+RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, bool, float* p) {
+    int64_t m = tiles.start(first);
+    for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<float>)
+        for (int j = 0; j < PR; j += W) store(p + j, row_part<product>(rows, k, m + j, tiles.M - m - j));
+}
+template <bool product>
+RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, bool both, Bf16* p) {
+    int64_t m = tiles.start(first);
+    for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<Bf16>)
+        for (int j = 0; j < PR; j += W) {
+            const int64_t left = tiles.M - m - j;
+            store_pairs(p + 2 * j, row_part<product>(rows, k, m + j, left), both ? row_part<product>(rows, k + 1, m + j, left) : splat(0));
+        }
+}
+
+// The first n rows of a panel as the right operand of a product over its rows: where they are, or in pairs in `to`.
+const float* rows_as_panel(const float* panel, int64_t, float*) { return panel; }
 const Bf16* rows_as_panel(const Bf16* panel, int64_t n, Bf16* to) {
     for (int64_t k = 0; k < n; k += 2, panel += 2 * PW)
         for (int j = 0; j < PW; j += W) {
@@ -111,4 +136,54 @@ const Bf16* rows_as_panel(const Bf16* panel, int64_t n, Bf16* to) {
         }
     return to;
 }
+}  // namespace
+
+template <class O>
+void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t K, const O* right, int64_t stride,
+                        Gates gates, float* result, int64_t ld, bool add, O* packed, O* paired, Witness<O> witness) {
+    const int64_t np = whole_panels(gates.columns), all = (gates.last - gates.first) * np * (last - first);
+    const int64_t from = tiles.start(first), to = tiles.start(last);
+    for (int64_t k0 = 0; k0 < K; k0 += KC) {
+        const int64_t kn = K - k0 < KC ? K - k0 : KC, next = K - k0 - kn < KC ? K - k0 - kn : KC;
+        for (int64_t k = 0; k < kn; k += STEP<O>) {
+            for (int64_t ahead = k + 4; ahead < k + 4 + STEP<O> && ahead < kn; ++ahead) rows.fetch<3>(k0 + ahead, from, to);
+            if (rows.times) pack_rows<true>(tiles, first, last, rows, k0 + k, k + 1 < kn, packed + k * PR);
+            else pack_rows<false>(tiles, first, last, rows, k0 + k, k + 1 < kn, packed + k * PR);
+        }
+        int64_t fetched = 0, done = 0;  // rows of the next block; tiles of this one
+        const int64_t ahead = kn * PW / (last - first) / LINE<O> * LINE<O> + LINE<O>;  // of the next panel, with each tile
+        for (int gate = gates.first; gate < gates.last; ++gate)
+            for (int64_t column = 0; column < gates.columns; column += PW) {
+                const O* const panel = right + (gate * np + column / PW) * stride + k0 * PW;
+                const O* coming = panel + stride;
+                if (witness.tell) witness.tell(witness.who, panel, k0, kn, gate, column);
+                const O* const operand = rows_as_panel(panel, kn, paired);
+                float* c = result + from * ld + gate * gates.columns + column;
+                for (int64_t i = first; i < last; ++i) {
+                    const int R = (int)tiles.size(i);
+                    for (int64_t end = 0; end < ahead; end += LINE<O>) __builtin_prefetch(coming + end, 0, 2);
+                    coming += ahead;
+                    for (++done; fetched < next && fetched * all < done * next; ++fetched) rows.fetch<2>(k0 + kn + fetched, from, to);
+                    for (int j = 0; j < R; ++j) prefetch_write(c + j * ld);
+                    const O* const left = packed + (i - first) * TILE<O>;
+                    if (column + PW <= gates.columns) {
+                        Multiply<O>::packed[R](depth<O>(kn), left, operand, c, ld, add || k0 > 0);
+                    } else {
+                        alignas(64) float part[MR * PW];
+                        Multiply<O>::packed[R](depth<O>(kn), left, operand, part, PW, false);
+                        for (int j = 0; j < R; ++j)
+                            for (int64_t n = column; n < gates.columns; ++n) {
+                                float* const at = c + j * ld + n - column;
+                                *at = part[j * PW + n - column] + (add || k0 > 0 ? *at : 0);
+                            }
+                    }
+                    c += R * ld;
+                }
+            }
+    }
+}
+template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*, int64_t, bool,
+                                 float*, float*, Witness<float>);
+template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*, int64_t, bool,
+                                 Bf16*, Bf16*, Witness<Bf16>);
 }  // namespace rngru

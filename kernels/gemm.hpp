@@ -133,102 +133,54 @@ struct Tiles {
     int64_t size(int64_t i) const { return least + (i < more); }
 };
 
-// A row of a left operand that is read by columns: of a matrix, or of the product of two, element by element.
-struct Row {
-    const float *a, *times = nullptr;
+// The rows of a left operand that is read by columns, `ld` apart: of one matrix, or the first ones of another; each as it is, or times a
+// row of a third, element by element.
+struct Rows {
+    const float *start, *others;
+    int64_t starts, ld;
+    const float* times = nullptr;
+    int64_t times_ld = 0;
+    const float* row(int64_t k) const { return k < starts ? start + k * ld : others + (k - starts) * ld; }
     template <int near>
-    RNGRU_INLINE void fetch(int64_t from, int64_t to) const {
+    RNGRU_INLINE void fetch(int64_t k, int64_t from, int64_t to) const {
         for (int64_t m = from; m < to + 16; m += 16) {
-            __builtin_prefetch(a + m, 0, near);
-            if (times) __builtin_prefetch(times + m, 0, near);
+            __builtin_prefetch(row(k) + m, 0, near);
+            if (times) __builtin_prefetch(times + k * times_ld + m, 0, near);
         }
     }
 };
 
-// Copies tiles [first, last) of the row, or of two rows in pairs, to places TILE apart, in whole vectors.
+// Whoever wants to see rows [k, k + n) of each panel of a right operand, just before they are used.
+template <class O>
+struct Witness {
+    const void* who = nullptr;
+    void (*tell)(const void* who, const O* panel, int64_t k, int64_t n, int gate, int64_t column) = nullptr;
+};
+template <class O, class F>
+Witness<O> witness(const F& f) {
+    return {&f, [](const void* who, const O* panel, int64_t k, int64_t n, int gate, int64_t column) {
+                (*(const F*)who)(panel, k, n, gate, column);
+            }};
+}
+
 constexpr int64_t KC = 256, TILES = 16;
 template <class O>
 constexpr int64_t TILE = KC * PR + LINE<O>;
 template <class O>
 constexpr int64_t PACKED = TILES * TILE<O>;
-template <bool product>
-RNGRU_INLINE V row_part(Row row, int64_t m, int64_t left) {
-    const V v = load(row.a + m, left);
-    return product ? v * load(row.times + m, left) : v;
-}
-template <bool product>
-RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, Row row, Row, bool, float* p) {
-    int64_t m = tiles.start(first);
-    for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<float>)
-        for (int j = 0; j < PR; j += W) store(p + j, row_part<product>(row, m + j, tiles.M - m - j));
-}
-template <bool product>
-RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, Row row, Row next, bool with_next, Bf16* p) {
-    int64_t m = tiles.start(first);
-    for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<Bf16>)
-        for (int j = 0; j < PR; j += W) {
-            const int64_t left = with_next ? tiles.M - m - j : 0;
-            store_pairs(p + 2 * j, row_part<product>(row, m + j, tiles.M - m - j), row_part<product>(next, m + j, left));
-        }
-}
 
-// Rows [k, k + n) of a panel as the right operand of a product over its rows: where they are, or in pairs in `to`.
-inline const float* rows_as_panel(const float* panel, int64_t, float*) { return panel; }
-const Bf16* rows_as_panel(const Bf16* panel, int64_t n, Bf16* to);
-
-// Tiles [first, last), at most TILES of them, of left^T right, where row(k) is row k of the left operand and the
+// Tiles [first, last), at most TILES of them, of left^T right, where the
 // right operand's panels have K rows and are `stride` apart; the result's rows are `ld` apart, its gates side by
 // side. k goes in blocks of KC, so that a block of a panel stays in the first-level cache; the sums of the
 // blocks are added up in the result, and the rows of the next block and the next panel fetched meanwhile.
-// piece(panel, k, n, gate, column) sees rows [k, k + n) of each panel just before they are used.
 // `packed` holds PACKED<O> elements, `paired` KC PW of them (Bf16 only); the packed tiles lie an odd number of cache lines apart,
 // since at a multiple of 4096 bytes the 16 that are written in turn fell on the same few sets of the cache. Packing costs 2 % at 256
 // columns of the right operand, less at more.
-template <class O, class Rows, class Piece>
-RNGRU_INLINE void transposed_product(const Tiles& tiles, int64_t first, int64_t last, int64_t K, const O* right, int64_t stride,
-                                     Gates gates, float* result, int64_t ld, bool add, O* packed, O* paired, Rows row, Piece piece) {
-    const int64_t np = whole_panels(gates.columns), all = (gates.last - gates.first) * np * (last - first);
-    for (int64_t k0 = 0; k0 < K; k0 += KC) {
-        const int64_t kn = K - k0 < KC ? K - k0 : KC, next = K - k0 - kn < KC ? K - k0 - kn : KC;
-        for (int64_t k = 0; k < kn; k += STEP<O>) {
-            const bool with_next = k + 1 < kn;
-            const Row values = row(k0 + k), after = with_next ? row(k0 + k + 1) : values;
-            for (int64_t ahead = k + 4; ahead < k + 4 + STEP<O> && ahead < kn; ++ahead)
-                row(k0 + ahead).template fetch<3>(tiles.start(first), tiles.start(last));
-            if (values.times) pack_rows<true>(tiles, first, last, values, after, with_next, packed + k * PR);
-            else pack_rows<false>(tiles, first, last, values, after, with_next, packed + k * PR);
-        }
-        int64_t fetched = 0, done = 0;  // rows of the next block; tiles of this one
-        const int64_t ahead = kn * PW / (last - first) / LINE<O> * LINE<O> + LINE<O>;  // of the next panel, with each tile
-        for (int gate = gates.first; gate < gates.last; ++gate)
-            for (int64_t column = 0; column < gates.columns; column += PW) {
-                const O* const panel = right + (gate * np + column / PW) * stride + k0 * PW;
-                const O* coming = panel + stride;
-                piece(panel, k0, kn, gate, column);
-                const O* const operand = rows_as_panel(panel, kn, paired);
-                float* c = result + tiles.start(first) * ld + gate * gates.columns + column;
-                for (int64_t i = first; i < last; ++i) {
-                    const int R = (int)tiles.size(i);
-                    for (int64_t end = 0; end < ahead; end += LINE<O>) __builtin_prefetch(coming + end, 0, 2);
-                    coming += ahead;
-                    for (++done; fetched < next && fetched * all < done * next; ++fetched)
-                        row(k0 + kn + fetched).template fetch<2>(tiles.start(first), tiles.start(last));
-                    for (int j = 0; j < R; ++j) prefetch_write(c + j * ld);
-                    const O* const left = packed + (i - first) * TILE<O>;
-                    if (column + PW <= gates.columns) {
-                        Multiply<O>::packed[R](depth<O>(kn), left, operand, c, ld, add || k0 > 0);
-                    } else {
-                        alignas(64) float part[MR * PW];
-                        Multiply<O>::packed[R](depth<O>(kn), left, operand, part, PW, false);
-                        for (int j = 0; j < R; ++j)
-                            for (int64_t n = column; n < gates.columns; ++n) {
-                                float* const to = c + j * ld + n - column;
-                                *to = part[j * PW + n - column] + (add || k0 > 0 ? *to : 0);
-                            }
-                    }
-                    c += R * ld;
-                }
-            }
-    }
-}
+template <class O>
+void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const O* right, int64_t stride,
+                        Gates gates, float* result, int64_t ld, bool add, O* packed, O* paired, Witness<O> witness);
+extern template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*,
+                                        int64_t, bool, float*, float*, Witness<float>);
+extern template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*,
+                                        int64_t, bool, Bf16*, Bf16*, Witness<Bf16>);
 }  // namespace rngru

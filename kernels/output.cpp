@@ -130,17 +130,16 @@ struct Output {
 
     // Tiles [first, last) of dV, summed over the `count` rows of the pass; the first ones see to dc.
     void weight_rows(int64_t start, int64_t count, const Tiles& tiles, int64_t first, int64_t last, int thread) const {
-        transposed_product(
-            tiles, first, last, count, logits, stride, one_matrix(V_), dV, V_, start > 0, packed + thread * PACKED<float>, (float*)nullptr,
-            [&](int64_t k) { return Row{S + (start + k) * H}; },
-            [&](const float* panel, int64_t k, int64_t n, int, int64_t column) {
-                if (first > 0) return;
-                for (int j = 0; j < PW; j += W) {
-                    const int64_t left = V_ - column - j;
-                    const V sum = sum_of_rows(panel + j, n);
-                    store(dc + column + j, start + k ? load(dc + column + j, left) + sum : sum, left);
-                }
-            });
+        const auto add_to_dc = [&](const float* panel, int64_t k, int64_t n, int, int64_t column) {
+            for (int j = 0; j < PW; j += W) {
+                const int64_t left = V_ - column - j;
+                const V sum = sum_of_rows(panel + j, n);
+                store(dc + column + j, start + k ? load(dc + column + j, left) + sum : sum, left);
+            }
+        };
+        transposed_product(tiles, first, last, Rows{nullptr, S + start * H, 0, H}, count, logits, stride, one_matrix(V_), dV,
+                           V_, start > 0, packed + thread * PACKED<float>, (float*)nullptr,
+                           first > 0 ? Witness<float>() : witness<float>(add_to_dc));
     }
 
     double run(int threads) {

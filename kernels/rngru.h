@@ -125,8 +125,11 @@ RNGRU_API int rngru_threads_available(void);
 RNGRU_API int rngru_set_threads(int n);
 RNGRU_API int rngru_get_threads(void);
 
-/* "AVX-512", "AVX2", "SSE2", "NEON" or "scalar": what the library was compiled for. */
+/* "AVX-512", "AVX2", "AVX", "SSE2", "NEON" or "scalar": what the library was compiled for. */
 RNGRU_API const char *rngru_isa(void);
+
+/* Whether there are instructions that multiply operands of a precision faster than float32. Without, the results are the same. */
+RNGRU_API int rngru_accelerates(int precision);
 
 /* Time by phase, wall clock of the calling thread. profile(1) starts from zero, profile(0) stops.
  * profile_read gives the number of phases; names and seconds may be NULL, or hold that many entries. */
