@@ -395,7 +395,7 @@ class ModelParams:
 
         def graph(network):
             inputs = [T.TensorType(dtype, (None,) * ndim)() for dtype, ndim in zip(types, (1, 2, 0, 0, 0, 0, 1, 3))]
-            return inputs, SampleText(self.source == 'encoded', self.layernorm)(*inputs, *network.params.values())
+            return inputs, SampleText(self.source == 'encoded', layernorm=self.layernorm)(*inputs, *network.params.values())
         f = self._reading('generation', graph)
         return lambda *values: f(*(np.asarray(value, dtype) for value, dtype in zip(values, types)))
 

@@ -63,7 +63,7 @@ def changed(inputs, **new):
                                             (1.5, {'top_k': 4, 'top_p': 0.8, 'min_p': 0.2})])
 def test_sampled_indices_and_states_agree_with_the_naive_loop(encoded, layernorm, layers, temp, steering):
     inputs = double(samplecase(encoded, layers, 3, 6, n=3, steps=12, temp=temp, **steering))
-    drawn, states = perform(sampling.SampleText(encoded, layernorm), *inputs)
+    drawn, states = perform(sampling.SampleText(encoded, layernorm=layernorm), *inputs)
     assert drawn.dtype == np.int32 and drawn.shape == (3, 12) and states.shape == (layers, 3, 3)
     for i in range(3):
         want, want_states = naive_sample(named(encoded, inputs), inputs[7][:, i], inputs[0][i], inputs[1][i], temp, inputs[6], layernorm,
@@ -270,7 +270,7 @@ SIZES = [(1, 1, 2), (1, 15, 5), (2, 16, 66), (3, 17, 300), (2, 64, 66), (2, 100,
 @pytest.mark.parametrize('encoded, layernorm', MODELS)
 @pytest.mark.parametrize('n, L, H, V', [(1, *size) for size in SIZES] + [(n, *size) for n in (2, 7, 13) for size in SIZES[1:6:2]])
 def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, layernorm, n, L, H, V):
-    op = sampling.SampleText(encoded, layernorm)
+    op = sampling.SampleText(encoded, layernorm=layernorm)
     for seed in range(10):
         # At a scale of 3 a rounding grows along the text: now and then two characters are then as good as equal. Normalised vectors
         # are twice as long.
@@ -287,7 +287,7 @@ def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, layerno
 @pytest.mark.parametrize('L, H', [(3, 256), (2, 17), (2, 340)])
 def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, layernorm, L, H):
     """3 x 256 and 2 x 340 are large enough for more than one."""
-    op, inputs = sampling.SampleText(encoded, layernorm), samplecase(encoded, L, H, steps=300)
+    op, inputs = sampling.SampleText(encoded, layernorm=layernorm), samplecase(encoded, L, H, steps=300)
     work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
     results = []
     for threads in (1, 2, 3, 5, 1):
@@ -310,7 +310,7 @@ def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, 
 def test_a_text_is_bit_for_bit_the_same_alone_and_among_others_with_any_number_of_threads(encoded, layernorm, L, H, V):
     """Its states too. One function draws them all in turn, so that what it keeps is of another number of texts each time."""
     n = 33
-    op, inputs = sampling.SampleText(encoded, layernorm), samplecase(encoded, L, H, V, n, steps=40, top_p=0.95)
+    op, inputs = sampling.SampleText(encoded, layernorm=layernorm), samplecase(encoded, L, H, V, n, steps=40, top_p=0.95)
     work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
 
     def drawn(rows):
