@@ -44,7 +44,8 @@ def case(source, T=4, B=3, K=6, H=5, V=7, seed=0):
 
 # A bfloat16 has 7 bits behind the point: between 1 and 2 they lie 1/128 apart.
 @pytest.mark.parametrize('number, nearest', [
-    (1.0, 1.0), (1 + 1 / 128, 1 + 1 / 128), (1 + 1 / 256, 1.0), (1 + 3 / 256, 1 + 2 / 128), (1 + 1.01 / 256, 1 + 1 / 128), (-1 - 3 / 256, -1 - 2 / 128),
+    (1.0, 1.0), (1 + 1 / 128, 1 + 1 / 128), (1 + 1 / 256, 1.0), (1 + 3 / 256, 1 + 2 / 128), (1 + 1.01 / 256, 1 + 1 / 128),
+    (-1 - 3 / 256, -1 - 2 / 128),
     (0.0, 0.0), (3.3961776e38, np.inf), (np.inf, np.inf), (-np.inf, -np.inf), (np.nan, np.nan)])
 def test_the_nearest_bfloat16_and_of_two_the_even_one(number, nearest):
     np.testing.assert_allclose(ops.rounded(np.float32([number])), np.float32([nearest]), rtol=1e-7)
