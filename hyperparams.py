@@ -132,6 +132,8 @@ def checkgiven(given):
         if optimizer not in READERS.get(name, (optimizer,)):
             raise ValueError(f'{name}={short(given[name])} does nothing with optimizer={optimizer!r}: leave it out, or set optimizer='
                              f'{" or ".join(map(repr, READERS[name]))}')
+    if given.get('layernorm') and given.get('state_size') == 1:
+        raise ValueError('layernorm=True leaves nothing of a single unit, got state_size=1: use a larger one, or leave layernorm out')
 
 
 def _unknown(name, others=()):

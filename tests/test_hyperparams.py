@@ -55,6 +55,7 @@ def test_what_is_set_once_stays(name, value, other):
     ({'optimizer': 'adam', 'momentum': 0.5}, "'sgd'"),
     ({'beta1': 0.5}, "'adam' or 'adamw'"), ({'beta2': 0.5, 'optimizer': 'sgd'}, "'adam' or 'adamw'"),
     ({'weight_decay': 0.1, 'optimizer': 'adam'}, "weight_decay=0.1 .*optimizer='adamw'"), ({'weight_decay': 0}, "'adamw'"),
+    ({'layernorm': True, 'state_size': 1}, 'state_size=1: use a larger one'),
     ({'optimizer': 'adam', 'decay': 0.9}, "'rmsprop'"), ({'optimizer': 'sgd', 'decay': 0.95}, "'rmsprop'")])
 def test_what_another_option_makes_useless_is_refused_in_one_sentence(given, said):
     with pytest.raises(ValueError, match=said) as raised:
@@ -62,7 +63,8 @@ def test_what_another_option_makes_useless_is_refused_in_one_sentence(given, sai
     assert '\n' not in str(raised.value)
 
 
-@pytest.mark.parametrize('given', [{}, {'decay': 0.9}, {'optimizer': 'rmsprop', 'decay': 0.9}, {'optimizer': 'sgd', 'momentum': 0.5},
+@pytest.mark.parametrize('given', [{}, {'decay': 0.9}, {'layernorm': True, 'state_size': 2}, {'layernorm': False, 'state_size': 1},
+                                   {'optimizer': 'rmsprop', 'decay': 0.9}, {'optimizer': 'sgd', 'momentum': 0.5},
                                    {'optimizer': 'adam', 'beta1': 0.5, 'beta2': 0.9},
                                    {'optimizer': 'adamw', 'beta1': 0.5, 'weight_decay': 0.1},
                                    {'optimizer': 'adam', 'clip': 1.0, 'clipping': 'norm', 'ema': 0.9, 'regcost': 0.1, 'layers': 2}])
