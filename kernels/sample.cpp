@@ -1,9 +1,10 @@
 // The sampler: characters drawn one after another, of n texts side by side.
 //
 // Limit of one text: the bytes of weights, all of which each character reads: 4 (6 L H^2 + H V) less 12 H^2 for the first layer,
-// whose x U + b is looked up in a table; out of the second-level cache or the third. So the weights lie in the order in which
-// they are read, in panels of some vectors of columns, each (k, columns), one stream of addresses. Limit of many: twice as many
-// FLOP as weights a character, by register tiles of texts by columns. The sums of a text do not depend on how many there are.
+// whose x U + b is looked up in a table, half of it in bfloat16, a quarter in int8; out of the second-level cache or the third. So the
+// weights lie in the order in which they are read, in panels of some vectors of columns, each (k, columns), one stream of addresses.
+// Limit of many: twice as many FLOP as weights a character, by register tiles of texts by columns. The sums of a text do not depend
+// on how many there are.
 //
 // The columns are cut into parts, as many as there are threads: the same columns of every gate, so that a thread waits for the
 // others only where a vector is read that all have written: twice a layer and once for the logits. Of one text each thread draws,
@@ -24,7 +25,7 @@
 namespace rngru {
 namespace {
 
-constexpr int64_t WORTH = 256 * 1024;      // weights that a thread should have to itself: below, it waits longer than it works
+constexpr int64_t WORTH = 384 * 1024;       // bytes of weights that a thread should have to itself: below, it waits longer than it works
 constexpr int MOST = 16;                   // parts, and threads
 constexpr double LOST = 500e-6;            // seconds behind one thread's pace, at which several give up
 constexpr double ROUND = 5e-3;             // seconds, about, that one thread then works before they try again; doubled each time they fail
@@ -51,7 +52,9 @@ public:
     }
 };
 
+template <class P>
 struct Sampler {
+    typedef typename P::X X;
     const rngru_sampler& m;
     const int64_t L, H, K, N, n, HP, VP;
     const int64_t panel;  // vectors
@@ -66,23 +69,25 @@ struct Sampler {
     }* course;
     float *E, *a, *b0;
     uint8_t* known;  // (MOST, N)
-    float *table;    // (N, 3, HP): x U + b of the first layer
-    float *firsts, *layers, *outputs;
+    float* table;    // (N, 3, HP): x U + b of the first layer
+    char *firsts, *layers, *outputs;  // the first in float32
     // Scratch
-    float *states, *rs, *z, *h, *bias, *c, *logits, *x, *inputs;
+    float *states, *r, *z, *h, *bias, *c, *logits, *x, *inputs;
+    X *s_x, *rs_x;          // (L, n, HP), (n, HP): the states and r * s, as they are multiplied; in float32 `states` and `r` are
+    float *unit, *perunit;  // (n): what an X of 1 stands for, and its inverse
     const float** rows_in;  // (MOST, n): x U + b of each text, the first layer's
     float* shares;          // room for the draws of MOST threads
     int32_t* characters;    // (MOST, n), the last ones: one text's are each thread's own, so that none waits for another's
     Columns columns[MOST], logit_columns[MOST];
     int parts = 1;
     int64_t step = 0, stop = 0;  // the next one; where the round ends
-    bool failed = false;
+    bool failed = false, nans[MOST] = {};  // by part: an X was made of a NaN
 
     explicit Sampler(const rngru_sampler& m)
         : m(m), L(m.L), H(m.H), K(m.K), N(m.N), n(m.n), HP(padded(m.H)), VP(padded(m.N)),
-          panel(m.n > 1 ? NV : PANEL), encoded(m.input == RNGRU_ENCODED) {}
+          panel(vectors_of(m.n == 1)), encoded(m.input == RNGRU_ENCODED) {}
 
-    int64_t rows() const { return 6 * L * H - 3 * H; }  // of all layers' matrices, the first one's U left out
+    int64_t bytes() const { return (6 * L - 3) * P::bytes(H); }  // of a column of all layers' matrices, the first one's U left out
 
     template <class Take>
     void lay_out_kept(Take take) {
@@ -93,15 +98,15 @@ struct Sampler {
             take(b0, 3 * H);
             take(known, MOST * N / 4 + 1);
             take(table, N * 3 * HP);
-            take(firsts, 3 * K * HP);
+            take(firsts, 3 * Float32::bytes(K) / 4 * HP);
         }
-        take(layers, rows() * HP);
-        take(outputs, H * VP);
+        take(layers, bytes() * HP / 4);
+        take(outputs, P::bytes(H) * VP / 4);
     }
     template <class Take>
     void lay_out(Take take) {
         take(states, L * n * HP);
-        take(rs, n * HP);
+        take(r, n * HP);
         take(z, n * HP);
         take(h, n * HP);
         take(bias, L * 3 * HP);
@@ -112,11 +117,17 @@ struct Sampler {
         take(rows_in, MOST * 2 * lines(n));
         take(shares, MOST * Draw::floats(N));
         take(characters, MOST * lines(n));
+        take(unit, n);
+        take(perunit, n);
+        if (P::COPIES) {
+            take(s_x, L * n * HP);
+            take(rs_x, n * HP);
+        }
     }
 
     static int64_t lines(int64_t floats) { return (floats + UNIT - 1) / UNIT * UNIT; }
     int64_t kept_floats() {
-        int64_t floats = UNIT + AHEAD;
+        int64_t floats = UNIT + AHEAD / 4;
         lay_out_kept([&](auto*&, int64_t count) { floats += lines(count); });
         return floats;
     }
@@ -131,6 +142,7 @@ struct Sampler {
         lay_out([&](auto*&, int64_t count) { bytes += Scratch::bytes(count); });
         if (!scratch.reserve(bytes)) return false;
         lay_out([&](auto*& to, int64_t count) { point(to, scratch.take(count)); });
+        if constexpr (!P::COPIES) s_x = states, rs_x = r;
         return true;
     }
     template <class A>
@@ -143,19 +155,37 @@ struct Sampler {
         memset(to + count, 0, (size_t)(whole - count) * sizeof(float));
     }
 
+    // States are at most 1, or what they are at the beginning: then so is all that follows.
+    void measure(int64_t text) {
+        float most = 1;
+        for (int64_t l = 0; l < L; ++l)
+            for (int64_t j = 0; j < H; ++j) {
+                const float s = fabsf(states[(l * n + text) * HP + j]);
+                if (!(s <= most) && most == most) most = s;  // NaN stays
+            }
+        unit[text] = most / Int8::POINTS;
+        perunit[text] = Int8::POINTS / most;
+        for (int64_t l = 0; l < L; ++l)
+            for (int64_t j = (l * n + text) * HP, end = j + HP; j < end; j += W) P::put(s_x + j, load(states + j), splat(perunit[text]));
+    }
+
     void prepare() {
         for (int part = 0; part < parts; ++part) {
             columns[part] = Columns(H, part, parts);
             logit_columns[part] = Columns(N, part, parts);
         }
         for (int64_t i = 0; i < L * n; ++i) pad(states + i * HP, m.states + i * H, H, HP);
+        for (int64_t i = 0; i < n; ++i) measure(i);
         for (int64_t i = 0; i < L * 3; ++i) pad(bias + i * HP, m.b[i / 3] + i % 3 * H, H, HP);
         pad(c, m.c, N, VP);
         const bool cut = course->parts != parts;
         course->parts = parts;
         if (course->texts != n) course->texts = n, course->pace = 0;
-        if (encoded && (refresh(E, m.E, N * K) | refresh(a, m.a, K) | refresh(b0, m.b[0], 3 * H) | cut))
-            memset(known, 0, (size_t)(MOST * N));
+        if (!encoded) return;
+        bool changed = refresh(E, m.E, N * K);
+        changed |= refresh(a, m.a, K);
+        changed |= refresh(b0, m.b[0], 3 * H);
+        if (changed || cut) memset(known, 0, (size_t)(MOST * N));
     }
 
     Matrix gate(const float* p, int64_t rows, int which) const { return {p + which * H, 3 * H, rows, H}; }
@@ -163,21 +193,21 @@ struct Sampler {
     void refresh_weights(int part) {
         const Columns& own = columns[part];
         if (encoded) {
-            float* p = firsts + own.from * 3 * K;
+            char* p = firsts + own.from * 3 * Float32::bytes(K);
             bool changed = false;
-            for (int g = 0; g < 3; ++g) changed |= refresh(own, panel, p, gate(m.U[0], K, g));
+            for (int g = 0; g < 3; ++g) changed |= refresh<Float32>(own, panel, p, gate(m.U[0], K, g));
             if (changed) memset(known + part * N, 0, (size_t)N);
         }
-        float* p = layers + own.from * rows();
+        char* p = layers + own.from * bytes();
         for (int64_t l = 0; l < L; ++l) {
             for (int g = 0; g < 2; ++g)
-                if (l) refresh(own, panel, p, gate(m.U[l], H, g), gate(m.W[l], H, g));
-                else refresh(own, panel, p, gate(m.W[l], H, g));
-            if (l) refresh(own, panel, p, gate(m.U[l], H, 2));
-            refresh(own, panel, p, gate(m.W[l], H, 2));
+                if (l) refresh<P>(own, panel, p, gate(m.U[l], H, g), gate(m.W[l], H, g));
+                else refresh<P>(own, panel, p, gate(m.W[l], H, g));
+            if (l) refresh<P>(own, panel, p, gate(m.U[l], H, 2));
+            refresh<P>(own, panel, p, gate(m.W[l], H, 2));
         }
-        p = outputs + logit_columns[part].from * H;
-        refresh(logit_columns[part], panel, p, {m.Wv, N, H, N});
+        p = outputs + logit_columns[part].from * P::bytes(H);
+        refresh<P>(logit_columns[part], panel, p, {m.Wv, N, H, N});
     }
 
     // x U + b of the first layer for a character, (3, HP), a part's columns of it.
@@ -195,36 +225,33 @@ struct Sampler {
             float* const x = this->x + part * (padded(K) + UNIT);
             for (int64_t k = 0; k < K; k += W)
                 store(x + k, tanh(load(m.E + character * K + k, K - k) + load(m.a + k, K - k)), K - k);
-            const float* p = firsts + own.from * 3 * K;
+            const char* p = firsts + own.from * 3 * Float32::bytes(K);
             for (int g = 0; g < 3; ++g) {
                 const float* const in = bias + g * HP;
-                p = multiply_all(own, p, 1, K, x, 0, x, &in, 0, to + g * HP, HP);
+                p = multiply_all<Float32>(own, p, 1, K, x, 0, x, &in, 0, to + g * HP, HP);
             }
             known[part * N + character] = 1;
         }
         return to;
     }
 
-    // A part's panels of layer l, from row `row` of the layer on: [Uz Wz], [Ur Wr], Uh, Wh, above the first layer.
-    const float* panels(const Columns& own, int64_t l, int64_t row) const {
-        return layers + own.from * rows() + (own.to - own.from) * ((l ? 6 * l - 3 : 0) * H + row);
+    // A part's panels of layer l, from its matrix `matrix` on: [Uz Wz], [Ur Wr], Uh, Wh, above the first layer.
+    const char* panels(const Columns& own, int64_t l, int64_t matrix) const {
+        return layers + own.from * bytes() + (own.to - own.from) * ((l ? 6 * l - 3 : 0) + matrix) * P::bytes(H);
     }
 
-    // For each of `rows` texts, HP floats apart (the results `ld`), out = in[text] + offset + x1 times the panels' first K1 rows + x2
+    // For each of `rows` texts, HP apart (the results `ld`), out = in[text] + offset + x1 times the panels' first K1 rows + x2
     // times their next K2, for all of a part's columns; returns where its panels end. The panel in the outer loop: it is read from afar
     // once and then from the cache.
-    const float* multiply_all(const Columns& own, const float* p, int64_t rows, int64_t K1, const float* x1, int64_t K2, const float* x2,
-                              const float* const* in, int64_t offset, float* out, int64_t ld) const {
+    template <class Q>
+    const char* multiply_all(const Columns& own, const char* p, int64_t rows, int64_t K1, const typename Q::X* x1, int64_t K2,
+                             const typename Q::X* x2, const float* const* in, int64_t offset, float* out, int64_t ld) const {
         const int64_t blocks = (rows + MR - 1) / MR, least = rows / blocks, more = rows % blocks;
-        for (int64_t j = own.from, N; j < own.to; j += N * W, p += (K1 + K2) * N * W) {
+        for (int64_t j = own.from, N; j < own.to; j += N * W, p += (Q::bytes(K1) * (K1 > 0) + Q::bytes(K2) * (K2 > 0)) * N * W) {
             N = own.vectors(j, panel);
-            if (n == 1) {
-                multiply_panel[N](p, K1, x1, K2, x2, *in + offset + j, out + j);
-                continue;
-            }
             for (int64_t i = 0, block = 0; block < blocks; ++block) {
                 const int64_t R = least + (block < more);
-                tile_of(R, N)(p, HP, K1, x1 + i * HP, K2, x2 + i * HP, in + i, offset + j, out + i * ld + j, ld);
+                product_of<Q>(R, N)(p, HP, K1, x1 + i * HP, K2, x2 + i * HP, unit + i, in + i, offset + j, out + i * ld + j, ld);
                 i += R;
             }
         }
@@ -235,17 +262,23 @@ struct Sampler {
     void gates(int part, int64_t l, const int32_t* characters) {
         const Columns& own = columns[part];
         const float* const s = states + l * n * HP;
-        const float* const below = l ? s - n * HP : s;
+        const X* const x = s_x + l * n * HP;
+        const X* const below = l ? x - n * HP : x;
+        const int64_t K = l ? H : 0;
         const float** const in = rows_in + part * lines(n);
         for (int64_t i = 0; i < n; ++i) in[i] = l ? bias + l * 3 * HP : first_input(part, i, characters[i]);
-        const float* p = multiply_all(own, panels(own, l, 0), n, l ? H : 0, below, H, s, in, 0, z, HP);
-        p = multiply_all(own, p, n, l ? H : 0, below, H, s, in, HP, rs, HP);
-        multiply_all(own, p, n, l ? H : 0, below, 0, s, in, 2 * HP, h, HP);
+        const char* p = multiply_all<P>(own, panels(own, l, 0), n, K, below, H, x, in, 0, z, HP);
+        p = multiply_all<P>(own, p, n, K, below, H, x, in, HP, r, HP);
+        multiply_all<P>(own, p, n, K, below, 0, x, in, 2 * HP, h, HP);
+        I lost = {};
         for (int64_t i = 0; i < n; ++i)
             for (int64_t j = i * HP + own.from; j < i * HP + own.to; j += W) {
                 store(z + j, hard_sigmoid(load(z + j)));
-                store(rs + j, hard_sigmoid(load(rs + j)) * load(s + j));
+                const V rs = hard_sigmoid(load(r + j)) * load(s + j);
+                if (!P::COPIES) store(r + j, rs);
+                lost |= P::put(rs_x + j, rs, splat(perunit[i]));
             }
+        note(part, lost);
     }
 
     // h and the next state.
@@ -254,19 +287,30 @@ struct Sampler {
         float* const s = states + l * n * HP;
         const float** const in = rows_in + part * lines(n);
         for (int64_t i = 0; i < n; ++i) in[i] = h + i * HP;
-        multiply_all(own, panels(own, l, l ? 5 * H : 2 * H), n, H, rs, 0, rs, in, 0, h, HP);
+        multiply_all<P>(own, panels(own, l, l ? 5 : 2), n, H, rs_x, 0, rs_x, in, 0, h, HP);
+        I lost = {};
         for (int64_t i = 0; i < n; ++i)
             for (int64_t j = i * HP + own.from; j < i * HP + own.to; j += W) {
-                const V candidate = tanh(load(h + j));
-                store(s + j, candidate + load(z + j) * (load(s + j) - candidate));
+                const V candidate = tanh(load(h + j)), next = candidate + load(z + j) * (load(s + j) - candidate);
+                store(s + j, next);
+                lost |= P::put(s_x + l * n * HP + j, next, splat(perunit[i]));
             }
+        note(part, lost);
     }
 
     void output(int part) {
         const Columns& own = logit_columns[part];
         const float** const in = rows_in + part * lines(n);
         for (int64_t i = 0; i < n; ++i) in[i] = c;
-        multiply_all(own, outputs + own.from * H, n, H, states + (L - 1) * n * HP, 0, states, in, 0, logits, VP);
+        multiply_all<P>(own, outputs + own.from * P::bytes(H), n, H, s_x + (L - 1) * n * HP, 0, s_x, in, 0, logits, VP);
+        for (int i = 0; i < parts; ++i)
+            for (int64_t text = 0; nans[i] && text < n; ++text)
+                for (int64_t j = own.from; j < own.to; ++j) logits[text * VP + j] = NAN;
+    }
+
+    // X may be no NaN, and logits made of them are then given as NaN.
+    void note(int part, I lost) {
+        for (int i = 0; i < W; ++i) nans[part] = nans[part] || lost[i] != 0;
     }
 
     // A thread's part of the steps from `step` to `stop`; the first thread may set `stop` lower on the way.
@@ -319,7 +363,7 @@ struct Sampler {
     }
 
     int run(int wanted) {
-        const int64_t worth = (rows() * HP + H * VP) * n / WORTH, units = (H + UNIT - 1) / UNIT;
+        const int64_t worth = (bytes() * HP + P::bytes(H) * VP) * n / WORTH, units = (H + UNIT - 1) / UNIT;
         int64_t most = wanted < MOST ? wanted : MOST;
         most = most < worth ? most : worth;
         most = most < units ? most : units;
@@ -356,14 +400,22 @@ struct Sampler {
 }  // namespace
 }  // namespace rngru
 
+// f(Sampler<P>) for the sampler's precision.
+template <class F>
+static auto of_precision(const rngru_sampler& sampler, F f) {
+    using namespace rngru;
+    switch (sampler.precision) {
+        case RNGRU_BFLOAT16: return f(Sampler<Bfloat16>(sampler));
+        case RNGRU_INT8: return f(Sampler<Int8>(sampler));
+        default: return f(Sampler<Float32>(sampler));
+    }
+}
+
 int64_t rngru_sample_kept(const rngru_sampler* sampler) {
-    return rngru::Sampler(*sampler).kept_floats();
+    return of_precision(*sampler, [](auto s) { return s.kept_floats(); });
 }
 
 int rngru_sample(const rngru_sampler* sampler) {
-    using namespace rngru;
-    Call call;
-    Sampler s(*sampler);
-    if (!s.reserve()) return 1;
-    return s.run(threads_for(1e9));
+    rngru::Call call;
+    return of_precision(*sampler, [](auto s) { return s.reserve() ? s.run(rngru::threads_for(1e9)) : 1; });
 }
