@@ -62,8 +62,8 @@ class Sampler(ctypes.Structure):
     """`rngru_sampler` of kernels/rngru.h."""
 
     _fields_ = ([(name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps')]
-                + [('input', ctypes.c_int), ('layernorm', ctypes.c_int), ('temp', ctypes.c_double), ('top_k', ctypes.c_int64),
-                   ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
+                + [(name, ctypes.c_int) for name in ('input', 'precision', 'layernorm')]
+                + [('temp', ctypes.c_double), ('top_k', ctypes.c_int64), ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
                 + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms',
                                                         'states', 'chars', 'out', 'kept')])
 
@@ -228,12 +228,14 @@ def layernormgrad(S, dN, dS):
     _call(library().rngru_layer_norm_gradient, S.size // S.shape[-1], S.shape[-1], _address(S), _address(dN), _address(dS))
 
 
-def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, allowed, states, kept=None, layernorm=False):
+def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, allowed, states, kept=None, precision='float32',
+           layernorm=False):
     """Draw characters: (their indices (n, steps) int32, the packed weights for the next call's `kept`, or None where a logit is no number).
 
     source: [] (one-hot) or [E, a]; layers: (U, W, b) of each; chars (n,) int32, read first; uniforms (n, steps) float64; top_k in 1 .. V;
-    allowed (V,) uint8; states (L, n, H), which is changed. kept: what a call for a network of this shape gave; weights that have
-    changed since are packed again. layernorm: whether a layer's state is read from above as `layernorm.LayerNorm` passes it.
+    allowed (V,) uint8; states (L, n, H), which is changed. kept: what a call gave; used where its network was of this shape and
+    precision, and weights that have changed since are packed again. layernorm: whether a layer's state is read from above as
+    `layernorm.LayerNorm` passes it.
     """
     source, (V, c) = [np.ascontiguousarray(i) for i in source], [np.ascontiguousarray(i) for i in (V, c)]
     layers = [[np.ascontiguousarray(i) for i in layer] for layer in layers]
@@ -242,16 +244,17 @@ def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, all
     drawn = np.empty((n, steps), np.int32)
     pointers = [(ctypes.c_void_p * len(layers))(*(_address(i) for i in arrays)) for arrays in zip(*layers)]
     sampler = Sampler(L=len(layers), H=len(V), K=len(layers[0][0]), N=len(c), n=n, steps=steps, input=2 if source else 1,
-                      layernorm=layernorm, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, Wv=_address(V), c=_address(c),
-                      allowed=_address(allowed),
+                      precision=('float32', 'bfloat16', 'int8').index(precision), layernorm=layernorm, temp=temp, top_k=top_k,
+                      top_p=top_p, min_p=min_p, Wv=_address(V), c=_address(c), allowed=_address(allowed),
                       uniforms=_address(uniforms), states=_address(states), chars=_address(chars), out=_address(drawn))
     for name, pointer in zip('UWb', pointers):
         setattr(sampler, name, ctypes.addressof(pointer))
     for name, array in zip('Ea', source):
         setattr(sampler, name, _address(array))
-    if kept is None:
-        kept = np.zeros(library().rngru_sample_kept(ctypes.byref(sampler)), np.float32)
-    sampler.kept = _address(kept)
+    key = tuple(getattr(sampler, name) for name in ('L', 'H', 'K', 'N', 'input', 'precision', 'layernorm'))
+    if kept is None or kept[0] != key:
+        kept = key, np.zeros(library().rngru_sample_kept(ctypes.byref(sampler)), np.float32)
+    sampler.kept = _address(kept[1])
     code = _call(library().rngru_sample, ctypes.byref(sampler))
     return drawn, None if code == NOTNUMBERS else kept
 

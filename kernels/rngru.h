@@ -98,6 +98,10 @@ RNGRU_API int rngru_layer_norm_gradient(int64_t M, int64_t H, const float *S, co
 typedef struct rngru_sampler {
     int64_t L, H, K, N, n, steps;
     int input;                      /* RNGRU_ONEHOT (K = N) or RNGRU_ENCODED */
+    int precision;                  /* of Wv, of every W, of every U above the first layer's and of the vectors that they multiply,
+                                       s and r s. RNGRU_INT8: weights as nearest(127 w / max |w| of the column), vectors as
+                                       nearest(63 s / max(1, |initial states| of the text)), or with layernorm, read from
+                                       above, as nearest(63 s / max |s|) */
     int layernorm;                  /* not 0: the layer above, and Wv, read a layer's state as rngru_layer_norm makes it */
     double temp;                    /* 0: the most likely character */
     int64_t top_k;                  /* at least 1; N: all */
@@ -111,7 +115,7 @@ typedef struct rngru_sampler {
     int32_t *chars;                 /* (n): read first; then, the last ones drawn */
     int32_t *out;                   /* (n, steps): the characters drawn */
     float *kept;                    /* rngru_sample_kept floats, 0 before their first use: packed weights, which the next
-                                       call with the same L, H, K, N and input compares with its own and uses again where they
+                                       call with the same L, H, K, N, input and precision compares with its own and uses again where they
                                        are equal. Not for two calls at once */
 } rngru_sampler;
 

@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__AVX512BW__)
 #include <immintrin.h>
 #endif
 
@@ -52,6 +52,8 @@ typedef float V __attribute__((vector_size(W * 4)));
 typedef float Vu __attribute__((vector_size(W * 4), aligned(4), may_alias));  // the same, at any address
 typedef uint32_t I __attribute__((vector_size(W * 4)));
 typedef uint64_t L __attribute__((vector_size(W * 4)));
+typedef int32_t Int __attribute__((vector_size(W * 4)));
+typedef int16_t Shorts __attribute__((vector_size(W * 4)));
 
 RNGRU_INLINE V splat(float x) { return x - V{}; }
 RNGRU_INLINE V load(const float* p) { return *(const Vu*)p; }
@@ -120,6 +122,55 @@ RNGRU_INLINE I load_pairs(const Bf16* p) {
 RNGRU_INLINE void store_pairs(Bf16* p, V even, V odd) {
     const I pairs = __builtin_convertvector(nearest(even), I) | __builtin_convertvector(nearest(odd), I) << 16;
     memcpy(p, &pairs, sizeof pairs);
+}
+
+// Vectors of pairs of int16, neighbours along k: two products a lane, added to the lane's sum, which wraps around.
+RNGRU_INLINE Int dot(Int sum, Int a, Int b) {
+#if defined(RNGRU_AVX512) && defined(__AVX512VNNI__)
+    return (Int)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(RNGRU_AVX512) && defined(__AVX512BW__)
+    return sum + (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(RNGRU_AVX2)
+    return sum + (Int)__builtin_ia32_pmaddwd256((Shorts)a, (Shorts)b);
+#elif defined(RNGRU_AVX)
+    typedef int16_t Half __attribute__((vector_size(W * 2)));
+    Half halves[2][2];
+    memcpy(halves[0], &a, sizeof a);
+    memcpy(halves[1], &b, sizeof b);
+    for (int i = 0; i < 2; ++i) halves[0][i] = (Half)__builtin_ia32_pmaddwd128(halves[0][i], halves[1][i]);
+    memcpy(&a, halves[0], sizeof a);
+    return sum + a;
+#elif defined(RNGRU_SSE2)
+    return sum + (Int)__builtin_ia32_pmaddwd128((Shorts)a, (Shorts)b);
+#else
+    return sum + (Int)((I)(a << 16 >> 16) * (I)(b << 16 >> 16) + (I)(a >> 16) * (I)(b >> 16));
+#endif
+}
+// Of four bytes, neighbours along k: four products a lane of 0 .. 127 in x with a signed one in w, added to the lane's sum.
+RNGRU_INLINE Int dot_bytes(Int sum, Int x, Int w) {
+#if defined(RNGRU_AVX512) && defined(__AVX512VNNI__)
+    return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif defined(RNGRU_AVX512) && defined(__AVX512BW__)
+    return dot(sum, (Int)_mm512_maddubs_epi16((__m512i)x, (__m512i)w), (Int)_mm512_set1_epi16(1));
+#elif defined(RNGRU_AVX2)
+    typedef char Bytes __attribute__((vector_size(W * 4)));
+    return dot(sum, (Int)__builtin_ia32_pmaddubsw256((Bytes)x, (Bytes)w), (Int)(Shorts{} + 1));
+#else
+    sum = dot(sum, (Int)((Shorts)x & 0xff), (Int)((Shorts)w << 8 >> 8));
+    return dot(sum, (Int)((Shorts)x >> 8), (Int)((Shorts)w >> 8));
+#endif
+}
+RNGRU_INLINE Int splat_bytes(const uint8_t* p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return bytes - Int{};
+}
+// The nearest whole number, of two the even one, in a lane's lower 22 bits; |v| < 2^21.
+RNGRU_INLINE I nearest_whole(V v) { return (I)(v + splat(12582912.f)); }
+RNGRU_INLINE void store(uint8_t* p, V v) {
+    typedef uint8_t Bytes __attribute__((vector_size(W)));
+    const Bytes bytes = __builtin_convertvector(nearest_whole(v), Bytes);
+    memcpy(p, &bytes, sizeof bytes);
 }
 
 // The greater of v and low, the lesser of v and high; v where it is not a number, which is what x86's

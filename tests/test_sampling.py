@@ -14,6 +14,8 @@ KERNELS = native.library()
 needskernels = pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here')
 NETWORK = 8                 # of the Op's inputs, the first one of the network
 MODELS = [(True, False), (False, False), (True, True)]      # encoded, layernorm
+precisions = pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'int8'])
+lower = pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
 
 
 @pytest.fixture(autouse=True)
@@ -285,9 +287,10 @@ def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, layerno
 @needskernels
 @pytest.mark.parametrize('encoded, layernorm', MODELS)
 @pytest.mark.parametrize('L, H', [(3, 256), (2, 17), (2, 340)])
-def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, layernorm, L, H):
+@precisions
+def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, layernorm, L, H, precision):
     """3 x 256 and 2 x 340 are large enough for more than one."""
-    op, inputs = sampling.SampleText(encoded, layernorm=layernorm), samplecase(encoded, L, H, steps=300)
+    op, inputs = sampling.SampleText(encoded, precision, layernorm), samplecase(encoded, L, H, steps=300)
     work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
     results = []
     for threads in (1, 2, 3, 5, 1):
@@ -307,10 +310,13 @@ def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, 
 @needskernels
 @pytest.mark.parametrize('encoded, layernorm', MODELS)
 @pytest.mark.parametrize('L, H, V', [(3, 256, 66), (2, 17, 5), (1, 100, 301), (2, 33, 40)])
-def test_a_text_is_bit_for_bit_the_same_alone_and_among_others_with_any_number_of_threads(encoded, layernorm, L, H, V):
-    """Its states too. One function draws them all in turn, so that what it keeps is of another number of texts each time."""
+@precisions
+def test_a_text_is_bit_for_bit_the_same_alone_and_among_others_with_any_number_of_threads(encoded, layernorm, L, H, V, precision):
+    """Its states too, one of them beyond 1. One function draws them all in turn, so that what it keeps is of another number of texts
+    each time."""
     n = 33
-    op, inputs = sampling.SampleText(encoded, layernorm=layernorm), samplecase(encoded, L, H, V, n, steps=40, top_p=0.95)
+    op, inputs = sampling.SampleText(encoded, precision, layernorm), samplecase(encoded, L, H, V, n, steps=40, top_p=0.95)
+    inputs[7][:, 7] *= 3
     work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
 
     def drawn(rows):
@@ -345,6 +351,26 @@ def test_every_parameter_changed_in_place_is_seen_by_the_next_text(encoded, thre
         assert storages[0][0].tolist() == want.tolist()
         np.testing.assert_allclose(storages[1][0], want_states, atol=1e-4)
         assert (before[0] != storages[1][0]).any() or (before[1] != storages[0][0]).any()
+
+
+@needskernels
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('threads, n', [(1, 1), (2, 1), (2, 5)])
+@lower
+def test_every_parameter_changed_in_place_is_seen_by_the_next_text_of_rounded_weights(encoded, threads, n, precision):
+    KERNELS.rngru_set_threads(threads)
+    op, inputs = sampling.SampleText(encoded, precision), samplecase(encoded, 3, 240, 40, n, steps=60)
+    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
+    work(inputs, storages)
+    for i in range(NETWORK, len(inputs)):
+        before = storages[1][0].tobytes() + storages[0][0].tobytes()
+        flat = inputs[i].reshape(-1)
+        flat += np.float32(0.05) * np.sign(flat)
+        flat[-1] += 1
+        work(inputs, storages)
+        new, new_states = kernel(sampling.SampleText(encoded, precision), inputs)       # which keeps nothing
+        assert storages[0][0].tobytes() == new.tobytes() and storages[1][0].tobytes() == new_states.tobytes()
+        assert before != storages[1][0].tobytes() + storages[0][0].tobytes()
 
 
 @needskernels
@@ -402,6 +428,167 @@ def test_a_sampler_of_float64_falls_back_to_numpy():
     assert op.kernel(op.make_node(*map(symbol, double(samplecase(True))))) is None
 
 
+# --- bfloat16 and int8 --------------------------------------------------------------------------------------------------
+
+def test_the_nearest_bfloat16_is_taken_and_of_two_the_even_one():
+    cases = {1: 1, 1 + 2 ** -8: 1, 1 + 2 ** -8 + 2 ** -20: 1 + 2 ** -7, 1 + 3 * 2 ** -8: 1 + 2 ** -6, -1 - 2 ** -8: -1, 0.3: 0.30078125,
+             -0.0: -0.0, 1e-40: 2.0 ** -133, 3.4e38: np.inf, -np.inf: -np.inf}
+    got = sampling.rounded(np.array([list(cases)], 'float32'), 'bfloat16')
+    assert got.dtype == np.float32 and got.shape == (1, len(cases))
+    np.testing.assert_array_equal(got[0], np.array(list(cases.values()), 'float32'))
+    assert np.signbit(got[0, 6])
+    assert np.isnan(sampling.rounded(np.array([[np.nan, -np.nan]], 'float32'), 'bfloat16')).all()
+
+
+def test_rounding_to_bfloat16_agrees_with_pytorch():
+    torch = pytest.importorskip('torch')
+    rng = np.random.RandomState(0)
+    array = (rng.normal(size=(300, 70)) * 10.0 ** rng.randint(-30, 30, (300, 70))).astype('float32')
+    want = torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
+    np.testing.assert_array_equal(sampling.rounded(array, 'bfloat16'), want)
+
+
+def test_int8_weights_lie_on_127_points_of_each_side_by_column():
+    array = np.array([[127, 0.5, 0, 1e-31, 1, 1], [-64.4, -1, 0, 0, 1, 1], [0.4, 0.001, 0, 0, 1, np.nan], [-0.6, 0.3, 0, 0, 1, 1]],
+                     'float32')
+    got = sampling.rounded(array, 'int8')
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got[:, 0], [127, -64, 0, -1])
+    np.testing.assert_allclose(got[:, 1], np.array([64, -127, 0, 38]) / 127, rtol=1e-6)     # 63.5 is as near to 63
+    np.testing.assert_allclose(got[:, 2:5], [[0, 0, 1]] * 4, rtol=1e-6)
+    assert np.isnan(got[:, 5]).all()
+    inf = array.copy()
+    inf[2, 4] = np.inf
+    assert np.isnan(sampling.rounded(inf, 'int8')[:, 4]).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2 ** 32 - 1), st.floats(1e-20, 1e20))
+@settings(max_examples=50, deadline=None)
+def test_rounded_weights_are_near_theirs_and_rounding_again_changes_nothing(K, columns, seed, scale):
+    array = (np.random.RandomState(seed).normal(size=(K, columns)) * scale).astype('float32')
+    assert sampling.rounded(array, 'float32').tobytes() == array.tobytes()
+    nearest, whole = (sampling.rounded(array, precision) for precision in ('bfloat16', 'int8'))
+    assert (np.abs(nearest - array) <= 2.0 ** -8 * np.abs(array)).all()
+    assert (np.abs(whole - array) <= np.abs(array).max(0) / 127 * 0.501).all()
+    np.testing.assert_array_equal(sampling.rounded(nearest, 'bfloat16'), nearest)
+    np.testing.assert_allclose(sampling.rounded(whole, 'int8'), whole, rtol=1e-6)
+
+
+def test_only_the_matrices_that_states_multiply_are_rounded():
+    for modeltype in MODELTYPES.values():
+        params = modeltype(9, 3, 8, 1).get_params()
+        rounded = sampling.roundedparams(params, 'int8')
+        assert list(rounded) == list(params)
+        assert {name for name in params if (rounded[name] != params[name]).any()} == {'W0', 'U1', 'W1', 'U2', 'W2', 'V'}
+
+
+def naive_vector(x, precision, most):
+    """What multiplies weights instead of the vector x, number by number, in float64."""
+    if precision == 'int8':
+        return [round(63 * value / most) * most / 63 for value in x]
+    result = []
+    for value in x:
+        mantissa, exponent = np.frexp(value)
+        result.append(np.ldexp(round(np.ldexp(mantissa, 8)), exponent - 8))     # 8 bits; Python rounds halves to even
+    return result
+
+
+def naive_rounded_sample(params, states, char, uniforms, temp, allowed, precision):
+    """As conftest.naive_sample: one text of a network whose matrices' vectors are rounded, its matrices being so already."""
+    L, H = len(states), len(states[0])
+    p = {name: np.asarray(param, 'float64') for name, param in params.items()}
+    most, drawn, states = max(1, np.abs(states).max()), [], [np.array(s, 'float64') for s in states]
+    for uniform_ in uniforms:
+        x = (np.tanh(p['E'][char] + p['a']) @ p['U0'] if 'E' in p else p['U0'][char])
+        for l in range(L):
+            s = states[l]
+            if l:
+                x = naive_vector(states[l - 1], precision, most) @ p[f'U{l}']
+            W, b = p[f'W{l}'], p[f'b{l}']
+            gates = x + b + np.concatenate([naive_vector(s, precision, most) @ W[:, :2 * H], np.zeros(H)])
+            z, r = (np.clip(0.2 * gates[part] + 0.5, 0, 1) for part in (slice(H), slice(H, 2 * H)))
+            h = np.tanh(gates[2 * H:] + naive_vector(r * s, precision, most) @ W[:, 2 * H:])
+            states[l] = (1 - z) * h + z * s
+        logits = naive_vector(states[-1], precision, most) @ p['V'] + p['c']
+        shares = np.where(np.asarray(allowed) != 0, np.exp(logits / temp), 0)
+        char = int(np.argmax(np.cumsum(shares) > uniform_ * shares.sum()))
+        drawn.append(char)
+    return drawn, states
+
+
+@ways
+@lower
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('L, H, beyond', [(1, 3, 1), (2, 5, 1), (3, 6, 4)])
+def test_rounded_weights_give_what_the_naive_loop_gives(how, precision, encoded, L, H, beyond):
+    """Step by step from the naive loop's states, since one that lies between two points may be rounded either way: then its
+    successors differ by a weight times the points' distance."""
+    inputs = samplecase(encoded, L, H, 7, steps=1, scale=1)
+    inputs[7] *= beyond
+    op, params = sampling.SampleText(encoded, precision), sampling.roundedparams(named(encoded, inputs), precision)
+    apart, rng = [], np.random.RandomState(0)
+    for _ in range(30):
+        inputs[1] = rng.uniform(size=(1, 1))
+        drawn, states = how(op, inputs)
+        want, want_states = naive_rounded_sample(params, inputs[7][:, 0], inputs[0][0], inputs[1][0], 1.0, inputs[6], precision)
+        assert drawn[0].tolist() == want
+        apart.append(np.abs(states[:, 0] - want_states).max())
+        inputs[0][:], inputs[7] = want, np.array(want_states, 'float32')[:, None]
+    assert np.median(apart) < 1e-6 and max(apart) < 0.1
+
+
+@needskernels
+@lower
+@pytest.mark.parametrize('n', [1, 2, 7])
+@pytest.mark.parametrize('encoded, L, H, V', [(True, 2, 16, 66), (True, 3, 33, 40), (True, 1, 256, 66), (False, 2, 50, 20),
+                                              (False, 3, 30, 131), (True, 1, 1, 3), (True, 2, 7, 4)])
+def test_texts_of_rounded_weights_agree_with_numpy(precision, n, encoded, L, H, V):
+    """A state between two points may be rounded either way, and a text then go another way: one of ten at the most."""
+    op, same = sampling.SampleText(encoded, precision), 0
+    for seed in range(10):
+        inputs = samplecase(encoded, L, H, V, n, seed, scale=0.7, **STEERING[seed % len(STEERING)])
+        (drawn, states), (want, want_states) = kernel(op, inputs), perform(op, *inputs)
+        same += ((drawn == want).all(1) & (np.abs(states - want_states).max((0, 2)) < 0.05)).sum()
+    assert same >= 9 * n
+
+
+@ways
+@lower
+@pytest.mark.parametrize('H', [1000, 3000])
+def test_long_sums_of_rounded_weights_do_not_overflow(how, precision, H):
+    """All gates open, all states 1, all weights 2^-10, signed: h = tanh(+-H / 1024)."""
+    inputs = samplecase(False, 1, H, 4, steps=1)
+    U, W, b, V, c = inputs[NETWORK:]
+    U[:], V[:], W[:, :2 * H], W[:, 2 * H:], b[:H], b[H:2 * H], b[2 * H:] = 0, 0, 0, 2.0 ** -10, -10, 10, 0
+    W[:, 2 * H + 1::2] *= -1
+    inputs[7][:] = 1
+    _, states = how(sampling.SampleText(False, precision), inputs)
+    np.testing.assert_allclose(states[0, 0], np.tanh(H / 1024) * (-1) ** np.arange(H), atol=1e-6)
+
+
+@needskernels
+def test_packed_weights_of_another_precision_or_network_are_not_used():
+    def drawn(inputs, precision, packed):
+        chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, E, a, U0, W0, b0, U1, W1, b1, V, c = inputs
+        states = s0.copy()
+        text, packed = native.sample([E, a], [(U0, W0, b0), (U1, W1, b1)], V, c, chars, uniforms, float(temp), len(c), 1.0, 0.0,
+                                     (allowed != 0).view(np.uint8), states, packed, precision)
+        return text.tobytes() + states.tobytes(), packed
+    packed, texts = None, []
+    small, large = samplecase(True, 2, 16, 20, 3), samplecase(True, 2, 100, 66, 3)
+    for inputs, precision in [(small, 'float32'), (small, 'int8'), (large, 'int8'), (large, 'bfloat16'), (large, 'float32'),
+                              (small, 'bfloat16'), (small, 'bfloat16'), (large, 'int8'), (small, 'float32')]:
+        text, packed = drawn(inputs, precision, packed)
+        assert text == drawn(inputs, precision, None)[0]
+        texts.append(text)
+    assert len(set(texts)) == 6
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="float32, bfloat16, int8, got 'int4'"):
+        sampling.SampleText(True, 'int4')
+
+
 # --- What is refused ----------------------------------------------------------------------------------------------------
 
 @ways
@@ -420,9 +607,10 @@ def test_a_network_that_gives_nan_is_not_sampled_from(how, temp, n, which):
 @pytest.mark.parametrize('encoded', [True, False])
 @pytest.mark.parametrize('threads, n', [(1, 1), (2, 1), (2, 5)])
 @pytest.mark.parametrize('temp, value', [(0, np.nan), (1, np.inf), (1, -np.inf)])
-def test_a_network_that_gives_nan_is_refused_by_the_native_sampler_and_the_next_one_is_not(encoded, threads, n, temp, value):
+@precisions
+def test_a_network_that_gives_nan_is_refused_by_the_native_sampler_and_the_next_one_is_not(encoded, threads, n, temp, value, precision):
     KERNELS.rngru_set_threads(threads)
-    op, inputs = sampling.SampleText(encoded), samplecase(encoded, 3, 256, 20, n, temp=temp, steps=50)
+    op, inputs = sampling.SampleText(encoded, precision), samplecase(encoded, 3, 256, 20, n, temp=temp, steps=50, scale=0.5)
     work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
     for i in range(NETWORK, len(inputs)):
         wrong = [a.copy() for a in inputs]
@@ -433,13 +621,27 @@ def test_a_network_that_gives_nan_is_refused_by_the_native_sampler_and_the_next_
     assert storages[0][0].tolist() == perform(op, *inputs)[0].tolist()
 
 
-@needskernels
-def test_one_text_of_several_whose_state_is_nan_is_refused():
-    inputs = samplecase(True, n=5)
-    inputs[7][:, 3] = np.nan
-    for how in (perform_, kernel):
+@ways
+@precisions
+def test_one_text_of_several_whose_state_is_nan_is_refused(how, precision):
+    for where in ((slice(None), 3), (0, 3, 5)):
+        inputs = samplecase(True, n=5, steps=1)
+        inputs[7][where] = np.nan
         with pytest.raises(FloatingPointError, match='diverged'):
-            how(sampling.SampleText(True), inputs)
+            how(sampling.SampleText(True, precision), inputs)
+
+
+@ways
+@lower
+@pytest.mark.parametrize('which', range(-5, 0), ids=['U1', 'W1', 'b1', 'V', 'c'])
+@pytest.mark.parametrize('where', [0, -1])
+def test_one_nan_among_rounded_weights_is_refused(how, precision, which, where):
+    """The last column's is of a gate that NaN reaches only by r * s."""
+    inputs = samplecase(True, n=3, steps=4)
+    inputs[6][:] = 1
+    inputs[which].flat[where] = np.nan
+    with pytest.raises(FloatingPointError, match='diverged'):
+        how(sampling.SampleText(True, precision), inputs)
 
 
 @pytest.fixture
