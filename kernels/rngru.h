@@ -117,7 +117,7 @@ RNGRU_API int rngru_threads_available(void);
 RNGRU_API int rngru_set_threads(int n);
 RNGRU_API int rngru_get_threads(void);
 
-/* "AVX-512", "AVX2", "SSE2", "NEON" or "scalar": what the library was compiled for. */
+/* "AVX-512", "AVX2", "AVX", "SSE2", "NEON" or "scalar": what the library was compiled for. */
 RNGRU_API const char *rngru_isa(void);
 
 /* Time by phase, wall clock of the calling thread. profile(1) starts from zero, profile(0) stops.
