@@ -59,6 +59,7 @@ class HyperParams:
     clip: float = _hyper(5.0, 'the bound beyond which a gradient is clipped', islowallowed=False)
     dropout: float = _hyper(0.0, 'share of the values between layers that a training step sets to 0', high=1)
     ema: float = _hyper(0.0, 'share of the running mean of the parameters, which then generates text, that a step keeps; 0: none', high=1)
+    precision: str = _choice('operands of the products in training, where the processor has bfloat16', 'float32', 'bfloat16')
     init: str = _choice('first recurrent weights', 'uniform', 'orthogonal', forgood='the first parameters were drawn by it')
     valid_frac: float = _hyper(0.0, 'share of the text, at its end, that is held out from training', high=1, forgood='it parts the text')
 

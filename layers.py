@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import engine
+import native
 import ops
 import report
 from dropout import Dropout
@@ -36,11 +37,12 @@ class Settings(NamedTuple):
     clipping: str = ''
     averaged: bool = False
     dropout: bool = False
+    precision: str = 'float32'
 
     @classmethod
     def of(cls, hyper):
         """Those of `hyper`, HyperParams."""
-        return cls(hyper.optimizer, hyper.clipping, hyper.ema > 0, hyper.dropout > 0)
+        return cls(hyper.optimizer, hyper.clipping, hyper.ema > 0, hyper.dropout > 0, hyper.precision)
 
     @property
     def kinds(self):
@@ -66,6 +68,7 @@ class ModelParams:
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
+    precision = 'float32'           # of the products in the graphs that are built, see `ops`
     BYCHARACTER = {'V': 1, 'c': 0}  # parameters with an entry for each character, and the axis of it; a model type adds its own
 
     def __init__(self, vocab, layers, state_size, seed, hyper=None):
@@ -158,19 +161,25 @@ class ModelParams:
         if isother:
             self.cacheupdates = 0
         # Functions of other caches, or that read other parameters now: the next use takes or compiles those that fit.
-        for name in ['trainstep'] * (settings != before) + ['evaluate', 'sampletext', 'allstates'] * (settings.averaged != before.averaged):
+        for name in ['trainstep'] * (settings != before) + ['evaluate', 'sampletext', 'allstates'] * (
+                (settings.averaged, settings.precision) != (before.averaged, before.precision)):
             vars(self).pop(name, None)
 
     def _cachenames(self):
         return [kind + name for kind in self.settings.kinds for name in self.params]
 
-    def _reader(self):
+    def _reader(self, precision='float32'):
         """The network that generates text and is validated: this one, with ema that of the averaged parameters."""
-        if not self.settings.averaged:
-            return self
-        reader = copy.copy(self)
-        reader.params = {name: self.caches['e' + name] for name in self.params}
+        reader = self._within(precision)
+        if self.settings.averaged:
+            reader.params = {name: self.caches['e' + name] for name in self.params}
         return reader
+
+    def _within(self, precision):
+        """This network, with the graphs of that precision."""
+        network = copy.copy(self)
+        network.precision = precision
+        return network
 
     # --- Values -------------------------------------------------------------------------------------------------
 
@@ -259,7 +268,7 @@ class ModelParams:
         """(S, last) of layer l over `source` (what it reads) from s0 (B, H)."""
         inputs, kind = (self._firstsource(source), self.source) if l == 0 else ([source], 'vectors')
         U, W, b = (self.params[f'{name}{l}'] for name in 'UWb')
-        return ops.GRU(kind)(*inputs, s0, U, W, b)[:2]
+        return ops.GRU(kind, self.precision)(*inputs, s0, U, W, b)[:2]
 
     def _stack(self, x, s0s, dropout=None):
         """(states, lasts): each layer's S (T, B, H) and last state (B, H), as lists, for x (T, B) and a list of s0 (B, H).
@@ -332,7 +341,8 @@ class ModelParams:
         x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
         rates = T.vector('rates', dtype='float64')
         dropout = [T.scalar(dtype=dtype) for dtype in DROPOUT if settings.dropout]
-        loss, lasts = self.loss(x, y, self.states, gradients=True, dropout=dropout)
+        network = self._within(native.trainable(settings.precision))
+        loss, lasts = network.loss(x, y, self.states, gradients=True, dropout=dropout)
         params, caches = list(self.params.values()), [self.caches[name] for name in self._cachenames()]
         isweight = np.array([name in self.weights() for name in self.params], np.float32)
         update = Update(settings.optimizer, settings.clipping, settings.averaged, len(params))
@@ -343,9 +353,10 @@ class ModelParams:
 
     def _reading(self, what, graph):
         """The compiled function (inputs, outputs) that graph(network) gives for the network that generates text."""
-        key = what, self.settings.averaged
+        precision = native.trainable(self.settings.precision)
+        key = what, self.settings.averaged, precision
         if key not in self._functions:
-            self._functions[key] = _compiled(what, *graph(self._reader()))
+            self._functions[key] = _compiled(what, *graph(self._reader(precision)))
         return self._functions[key]
 
     @cached_property

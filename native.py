@@ -19,13 +19,14 @@ import report
 from errors import checkint
 
 NOMEMORY, NOTNUMBERS = 1, 2  # what the kernels' functions return
+PRECISIONS = 'float32', 'bfloat16', 'int8'       # in the order of kernels/rngru.h
 MAXTHREADS = 256             # as many as the pool has seats for
 
 
 class Layer(ctypes.Structure):
     """`rngru_layer` of kernels/rngru.h."""
 
-    _fields_ = ([(name, ctypes.c_int64) for name in ('T', 'B', 'K', 'H', 'N')] + [('input', ctypes.c_int)]
+    _fields_ = ([(name, ctypes.c_int64) for name in ('T', 'B', 'K', 'H', 'N')] + [('input', ctypes.c_int), ('precision', ctypes.c_int)]
                 + [(name, ctypes.c_void_p) for name in ('X', 'x', 'E', 'a', 's0', 'U', 'W', 'b', 'S', 'G', 'dS',
                                                         'dX', 'dE', 'da', 'ds0', 'dU', 'dW', 'db')])
 
@@ -114,6 +115,24 @@ def describe():
     return f'{kernels.rngru_isa().decode()} kernels, {threads} thread{"s" * (threads != 1)}'
 
 
+def accelerates(precision):
+    """Whether this processor multiplies operands of `precision` faster than those of float32, and the kernels make use of it."""
+    return library() is not None and bool(library().rngru_accelerates(PRECISIONS.index(precision)))
+
+
+def trainable(precision):
+    """The precision that training in `precision` has here: the same, or float32 where that is faster; then one line says so, once."""
+    if precision == 'float32' or accelerates(precision):
+        return precision
+    _saywhy(precision)
+    return 'float32'
+
+
+@functools.cache
+def _saywhy(precision):
+    report.say(f'Training in float32: this processor lacks the instruction that multiplies {precision} faster (AVX-512 BF16).')
+
+
 def profile():
     """Seconds by phase of the kernels' calls since the last call of this function, a dict; the first call starts the clocks.
     NumPy has none: {}."""
@@ -129,17 +148,17 @@ def profile():
 
 # --- Calls --------------------------------------------------------------------------------------------------------------
 
-def gruforward(source, inputs, S, G):
+def gruforward(source, precision, inputs, S, G):
     """Fill S (T, B, H) and G (T, B, 3H) from the inputs of `ops.GRU`."""
-    layer, kept = _layer(source, inputs, S, G)
+    layer, kept = _layer(source, precision, inputs, S, G)
     _call(library().rngru_gru_forward, ctypes.byref(layer))
     del kept
 
 
-def grubackward(source, inputs, S, G, dS, gradients):
+def grubackward(source, precision, inputs, S, G, dS, gradients):
     """Fill `gradients`, arrays in the order of the real inputs of `ops.GRU`."""
     S, G, dS = (np.ascontiguousarray(a) for a in (S, G, dS))
-    layer, kept = _layer(source, inputs, S, G)
+    layer, kept = _layer(source, precision, inputs, S, G)
     layer.dS = _address(dS)
     names = {'vectors': ['dX'], 'onehot': [], 'encoded': ['dE', 'da']}[source] + ['ds0', 'dU', 'dW', 'db']
     for name, array in zip(names, gradients):
@@ -207,12 +226,12 @@ def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, all
     return drawn, None if code == NOTNUMBERS else kept
 
 
-def _layer(source, inputs, S, G):
+def _layer(source, precision, inputs, S, G):
     """(a Layer that points to the arrays, the arrays that it must not outlive)."""
     *read, s0, U, W, b = kept = [np.ascontiguousarray(i) for i in inputs]
     (T, B, H), K = S.shape, U.shape[0]
-    layer = Layer(T=T, B=B, K=K, H=H, N=1, input=('vectors', 'onehot', 'encoded').index(source), S=_address(S), G=_address(G),
-                  s0=_address(s0), U=_address(U), W=_address(W), b=_address(b))
+    layer = Layer(T=T, B=B, K=K, H=H, N=1, input=('vectors', 'onehot', 'encoded').index(source), precision=PRECISIONS.index(precision),
+                  S=_address(S), G=_address(G), s0=_address(s0), U=_address(U), W=_address(W), b=_address(b))
     if source == 'vectors':
         layer.X = _address(read[0])
     else:
@@ -246,4 +265,5 @@ def _declare(kernels):
     kernels.rngru_sample.argtypes = kernels.rngru_sample_kept.argtypes = [ctypes.POINTER(Sampler)]
     kernels.rngru_sample_kept.restype = size
     kernels.rngru_isa.restype = ctypes.c_char_p
+    kernels.rngru_accelerates.argtypes = [ctypes.c_int]
     kernels.rngru_profile.restype = None

@@ -15,6 +15,9 @@ The GRU is that of Cho et al. 2014 (arXiv:1406.1078), reset before the matrix pr
     s' = (1 - z) * h + z * s
 
 The columns of U (K, 3H), W (H, 3H) and b (3H) are in the order z, r, h.
+
+With precision 'bfloat16' the operands of these products and of their gradients, and the gradients before the gates' functions, are rounded
+to the nearest bfloat16 (8 bits of mantissa); sums and all else stay float32, and so do the products of characters' vectors with U.
 """
 
 import math
@@ -40,6 +43,15 @@ def _haskernel(node):
     return native.library() is not None and all(i.type.dtype in ('float32', 'int32') for i in node.inputs)
 
 
+def rounded(array):
+    """The nearest bfloat16 of each of float32 numbers, of two the even one, as float32; other types as they are (proofs of gradients)."""
+    if array.dtype != np.float32:
+        return array
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    nearest = ((bits + 0x7fff + (bits >> 16 & 1)) & np.uint32(0xffff0000)).view(np.float32)
+    return np.where(np.isnan(array), array, nearest)
+
+
 def checkindices(name, x, size):
     if x.size and not 0 <= x.min() <= x.max() < size:
         raise IndexError(f'{name} must lie in 0 .. {size - 1}, got {x.min()} .. {x.max()}')
@@ -61,10 +73,10 @@ class GRU(Op):
     'encoded' the product with U is computed once for each of those and looked up: 6 H^2 a character and 6 K H for each of N.
     """
 
-    __props__ = ('source',)
+    __props__ = ('source', 'precision')
 
-    def __init__(self, source='vectors'):
-        self.source = source
+    def __init__(self, source='vectors', precision='float32'):
+        self.source, self.precision = source, precision
         self.reals = slice(0 if source == 'vectors' else 1, None)       # the differentiable inputs
 
     def make_node(self, *inputs):
@@ -78,23 +90,24 @@ class GRU(Op):
         source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
         (steps, B), H = source[0].shape[:2], W.shape[0]
         _checklayer(source, s0, U, W, b)
+        operand = rounded if self.precision == 'bfloat16' else _asis
         S = _buffer(outputs[0], (steps, B, H), s0.dtype)
         G = _buffer(outputs[2], (steps, B, 3 * H), s0.dtype)
         self._project(source, U, b, G.reshape(-1, 3 * H))
         ZR, h = G[:, :, :2 * H], G[:, :, 2 * H:]
         ZR *= 0.2                               # the hard sigmoid's 0.2 v + 0.5, here for all steps, below in the weights
         ZR += 0.5
-        Wzr, Wh = 0.2 * W[:, :2 * H], np.ascontiguousarray(W[:, 2 * H:])
+        Wzr, Wh = 0.2 * operand(W[:, :2 * H]), operand(np.ascontiguousarray(W[:, 2 * H:]))
         product, rs = np.empty((B, 2 * H), s0.dtype), np.empty((B, H), s0.dtype)
         s = s0
         for t in range(steps):
             zr_t, h_t, s_next = ZR[t], h[t], S[t]
-            np.dot(s, Wzr, out=product)
+            np.dot(operand(s), Wzr, out=product)
             product += zr_t
             np.maximum(product, 0, out=product)
             np.minimum(product, 1, out=zr_t)
             np.multiply(zr_t[:, H:], s, out=rs)
-            np.dot(rs, Wh, out=s_next)
+            np.dot(operand(rs), Wh, out=s_next)
             s_next += h_t
             np.tanh(s_next, out=h_t)
             np.subtract(s, h_t, out=s_next)     # s' = h + z (s - h)
@@ -109,14 +122,15 @@ class GRU(Op):
             _checklayer(source, s0, U, W, b)
             shape = (*source[0].shape[:2], len(W))
             S, G = _buffer(outputs[0], shape, s0.dtype), _buffer(outputs[2], (*shape[:2], 3 * len(W)), s0.dtype)
-            native.gruforward(self.source, inputs, S, G)
+            native.gruforward(self.source, self.precision, inputs, S, G)
             outputs[1][0] = S[-1].copy()
         return work if _haskernel(node) else None
 
     def _project(self, source, U, b, out):
         """x U + b for every character, into out (T B, 3H)."""
         if self.source == 'vectors':
-            np.dot(source[0].reshape(-1, U.shape[0]), U, out=out)
+            operand = rounded if self.precision == 'bfloat16' else _asis
+            np.dot(operand(source[0].reshape(-1, U.shape[0])), operand(U), out=out)
             out += b
         else:
             chars, where = np.unique(source[0], return_inverse=True)
@@ -132,7 +146,7 @@ class GRU(Op):
             dS = T.zeros_like(outputs[0])
         if not isdisconnected(dlast):
             dS = T.inc_subtensor(dS[-1], dlast)
-        real = GRUGrad(self.source)(*inputs, outputs[0], outputs[2], dS)
+        real = GRUGrad(self.source, self.precision)(*inputs, outputs[0], outputs[2], dS)
         return [Disconnected()] * (len(inputs) - len(real)) + list(real)
 
     def connection_pattern(self, node):
@@ -147,10 +161,10 @@ class GRUGrad(Op):
     time go only the products with W transposed and what depends on them.
     """
 
-    __props__ = ('source',)
+    __props__ = ('source', 'precision')
 
-    def __init__(self, source='vectors'):
-        self.source = source
+    def __init__(self, source='vectors', precision='float32'):
+        self.source, self.precision = source, precision
 
     def make_node(self, *inputs):
         inputs = [T.as_tensor_variable(i) for i in inputs]
@@ -162,8 +176,9 @@ class GRUGrad(Op):
         _checkgradient(inputs[:-3], S, G, dS)
         steps, B, H = S.shape
         dtype = s0.dtype
+        operand = rounded if self.precision == 'bfloat16' else _asis
         z, r, h = (G[:, :, i * H:(i + 1) * H] for i in range(3))
-        Wzr_T, Wh_T = np.ascontiguousarray(W[:, :2 * H].T), np.ascontiguousarray(W[:, 2 * H:].T)
+        Wzr_T, Wh_T = operand(np.ascontiguousarray(W[:, :2 * H].T)), operand(np.ascontiguousarray(W[:, 2 * H:].T))
         S_prev = np.empty_like(S)
         S_prev[0], S_prev[1:] = s0, S[:-1]
         # dG, the gradients before the nonlinearities: first the factors known for all steps at once, then the gradients.
@@ -180,10 +195,11 @@ class GRUGrad(Op):
         ds, drs, product = np.zeros((B, H), dtype), np.empty((B, H), dtype), np.empty((B, H), dtype)
         for t in reversed(range(steps)):
             ds += dS[t]
-            dh[t] *= ds
+            dh[t] = operand(dh[t] * ds)
             np.dot(dh[t], Wh_T, out=drs)
             dz[t] *= ds
             dr[t] *= drs
+            dzr[t] = operand(dzr[t])
             np.dot(dzr[t], Wzr_T, out=product)
             ds *= z[t]
             drs *= r[t]
@@ -193,14 +209,14 @@ class GRUGrad(Op):
         (ds0_out, dU_out, dW_out, db_out) = outputs[-4:]
         dU, dW = _buffer(dU_out, U.shape, dtype), _buffer(dW_out, W.shape, dtype)
         ds0_out[0], db_out[0] = ds, dG.sum(axis=0)
-        dW[:, :2 * H] = np.dot(S_prev.T, dG[:, :2 * H])
+        dW[:, :2 * H] = np.dot(operand(S_prev).T, dG[:, :2 * H])
         S_prev *= r.reshape(-1, H)
-        dW[:, 2 * H:] = np.dot(S_prev.T, dG[:, 2 * H:])
+        dW[:, 2 * H:] = np.dot(operand(S_prev).T, dG[:, 2 * H:])
         if self.source == 'vectors':
             X = source[0]
-            np.dot(X.reshape(-1, U.shape[0]).T, dG, out=dU)
+            np.dot(operand(X.reshape(-1, U.shape[0])).T, dG, out=dU)
             dX = _buffer(outputs[0], X.shape, dtype)
-            np.dot(dG, U.T, out=dX.reshape(-1, U.shape[0]))
+            np.dot(dG, operand(U).T, out=dX.reshape(-1, U.shape[0]))
             return
         chars, dP = _sumbychar(source[0], dG)
         if self.source == 'onehot':
@@ -223,8 +239,12 @@ class GRUGrad(Op):
             _checkgradient(inputs, S, G, dS)
             reals = inputs[-len(outputs):]
             gradients = [_buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs, reals)]
-            native.grubackward(self.source, inputs, S, G, dS, gradients)
+            native.grubackward(self.source, self.precision, inputs, S, G, dS, gradients)
         return work if _haskernel(node) else None
+
+
+def _asis(array):
+    return array
 
 
 def _checklayer(source, s0, U, W, b):

@@ -8,7 +8,8 @@
 // FLOP: the steps 6 H^2 T B, dX and dU 6 K H T B each, dW 6 H^2 T B. Bytes: G, S, dS read, dG written, once in
 // the steps (32 H T B); dG read once for dX, and once for each 96 rows of dU and dW, from afar where it does
 // not fit the third-level cache.
-// Scratch, bytes: 4 [3 H T B + 3 H (H + K) + B H + n (2 K + 3 H) + 33024 threads], H padded to a panel.
+// Scratch, bytes: 4 [3 H T B + 3 H (H + K) + B H + n (2 K + 3 H) + 33024 threads], H padded to a panel; of bfloat16 2 for 4 in dG and the
+// weights. There dG is rounded as soon as it is known, s and X where they multiply; ds, the sums by character and what comes of them are float32.
 #include "gru.hpp"
 
 namespace rngru {
@@ -17,40 +18,45 @@ namespace {
 // The gradient behind a hard sigmoid: none where its value is 0 or 1, which alone are their own squares.
 RNGRU_INLINE V between(V value, V gradient) { return value > value * value ? gradient : splat(0); }
 
+template <class O>
 struct Backward {
     const rngru_layer& l;
     const Sizes d;
     const int64_t KP;       // K up to the next panel
     const int64_t stride;   // from one panel of dG to the next
-    float *Wzr, *Wh, *Ut;   // transposed, in panels: (2 HP, H), (HP, H), (3 HP, K)
+    O *Wzr, *Wh, *Ut;       // transposed, in panels: (2 HP, H), (HP, H), (3 HP, K); Ut of vectors
+    float* Ue;              // U of encoded characters, as Ut
     float* ds;              // (B, HP): the gradient in the state
-    float* dG;              // 3 np panels of T B rows
+    O* dG;                  // 3 np panels of T B rows
     float *rows, *drows;    // of the batch's characters: input vectors and their gradients (n, K)
     float* sums;            // dG summed by character: 3 np panels of n rows
-    float* packed;          // for each thread, the block of a left operand
+    float* packed;          // for each thread, the block of a left operand,
+    O* paired;              // and one of a right operand
 
     template <class Take>
     void lay_out(int threads, Take take) {
         const int64_t n = Characters::most(l);
         take(Wzr, 2 * d.HP * d.HP);
         take(Wh, d.HP * d.HP);
-        take(Ut, l.input == RNGRU_ONEHOT ? 0 : 3 * d.HP * KP);
+        take(Ut, l.input == RNGRU_VECTORS ? 3 * d.HP * KP : 0);
+        take(Ue, l.input == RNGRU_ENCODED ? 3 * d.HP * KP : 0);
         take(ds, d.B * d.HP);
         take(dG, 3 * d.np * stride);
         take(rows, l.input == RNGRU_ENCODED ? n * d.K : 0);
         take(drows, l.input == RNGRU_ENCODED ? n * d.K : 0);
         take(sums, n * 3 * d.HP);
-        take(packed, PACKED * threads);
+        take(packed, PACKED<float> * threads);
+        take(paired, STEP<O> > 1 ? KC * PW * threads : 0);
     }
 
     explicit Backward(const rngru_layer& l)
-        : l(l), d(l), KP(whole_panels(l.K) * PW), stride(spread(l.T * l.B * PW)) {}
+        : l(l), d(l), KP(whole_panels(l.K) * PW), stride(spread<O>(l.T * l.B * PW)) {}
 
     bool reserve(int threads) {
         size_t bytes = Characters::bytes(l);
-        lay_out(threads, [&](float*&, int64_t n) { bytes += Scratch::bytes(n); });
+        lay_out(threads, [&](auto*& p, int64_t n) { bytes += Scratch::bytes<decltype(*p)>(n); });
         if (!scratch.reserve(bytes)) return false;
-        lay_out(threads, [&](float*& p, int64_t n) { p = scratch.take(n); });
+        lay_out(threads, [&](auto*& p, int64_t n) { scratch.take(p, n); });
         return true;
     }
 
@@ -63,10 +69,12 @@ struct Backward {
                 for (; i < end; ++i)
                     for (int gate = 0; gate < 3; ++gate) {
                         if (i >= d.np) {
-                            const int64_t p = i - d.np;
-                            pack_transposed(Ut + (3 * p + gate) * d.HP * PW, l.U + gate * d.H, 3 * d.H, d.H, d.HP, d.K, p);
+                            const int64_t p = i - d.np, at = (3 * p + gate) * d.HP * PW;
+                            const float* const U = l.U + gate * d.H;
+                            if (l.input == RNGRU_VECTORS) pack_transposed(Ut + at, U, 3 * d.H, d.H, d.HP, d.K, p);
+                            else pack_transposed(Ue + at, U, 3 * d.H, d.H, d.HP, d.K, p);
                         } else {
-                            float* const panel = gate == 2 ? Wh + i * d.HP * PW : Wzr + (2 * i + gate) * d.HP * PW;
+                            O* const panel = gate == 2 ? Wh + i * d.HP * PW : Wzr + (2 * i + gate) * d.HP * PW;
                             pack_transposed(panel, l.W + gate * d.H, 3 * d.H, d.H, d.HP, d.H, i);
                         }
                     }
@@ -78,7 +86,7 @@ struct Backward {
     // One step of the sequence: where its values lie.
     struct Step {
         const float *G, *s, *dS;  // gates; the state before; the gradient from above
-        float* dG;                // in the first panel
+        O* dG;                    // in the first panel
         const int64_t H, gate, stride;  // gate: from one gate of dG to the next
 
         // What `split` reads, R rows of a panel: near = 2 into the second-level cache, 3 into the first.
@@ -102,7 +110,7 @@ struct Backward {
             const V z = load<whole>(g, left), h = load<whole>(g + 2 * H, left), s_ = load<whole>(s + row * H + column, left);
             const V dh = ds * (splat(1) - z) * (splat(1) - h * h);
             const V dz = between(z, ds * (s_ - h) * splat(0.2f));
-            float* const to = dG + column / PW * stride + row * PW + column % PW;
+            O* const to = dG + column / PW * stride + row * PW + column % PW;
             store(to, dz);
             store(to + 2 * gate, dh);
         }
@@ -121,20 +129,20 @@ struct Backward {
                 const Step top = step(d.T - 1);
                 const V v = load(top.dS + row * H + column, H - column);
                 store(ds + row * HP + column, v);
-                top.split<false>(row, column, v);
+                top.template split<false>(row, column, v);
             }
         for (int64_t t = d.T - 1; t >= 0; --t) {
             const Step here = step(t), below = step(t > 0 ? t - 1 : 0);
             product(
                 first, last, HP, panels(here.dG + 2 * here.gate, stride), Wh, one_matrix(H),
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
-                    float* const far = here.dG + here.gate + column / PW * here.stride + row * PW;
-                    for (int i = 0; i < R * PW; i += 16) prefetch_write(far + i);
-                    below.fetch<2>(row, R, column);  // early: the misses of a tile at once would hold up its own loads
+                    O* const far = here.dG + here.gate + column / PW * here.stride + row * PW;
+                    for (int i = 0; i < R * PW; i += LINE<O>) prefetch_write(far + i);
+                    below.template fetch<2>(row, R, column);  // early: the misses of a tile at once would hold up its own loads
                 },
                 [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
                     constexpr bool whole = decltype(inside)::value;
-                    float* to = here.dG + here.gate + column / PW * here.stride + row * PW;
+                    O* to = here.dG + here.gate + column / PW * here.stride + row * PW;
                     for (int i = 0; i < R; ++i, ++row, c += PW, to += PW) {
                         const float* const g = here.G + row * 3 * H + column;
                         const float* const s = here.s + row * H + column;
@@ -152,9 +160,9 @@ struct Backward {
             product(
                 first, last, 2 * HP, panels(here.dG, stride), Wzr, one_matrix(H),
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
-                    below.fetch<3>(row, R, column);
-                    float* const far = below.dG + column / PW * below.stride + row * PW;
-                    for (int i = 0; i < R * PW; i += 16) {
+                    below.template fetch<3>(row, R, column);
+                    O* const far = below.dG + column / PW * below.stride + row * PW;
+                    for (int i = 0; i < R * PW; i += LINE<O>) {
                         prefetch_write(far + i);
                         prefetch_write(far + 2 * below.gate + i);
                     }
@@ -167,7 +175,7 @@ struct Backward {
                             float* const back = ds + row * HP + column + j;
                             const V v = load(back) + load(c + j) + load<whole>(below.dS + row * H + column + j, left);
                             store(back, v);
-                            below.split<whole>(row, column + j, v);
+                            below.template split<whole>(row, column + j, v);
                         }
                 });
         }
@@ -183,7 +191,8 @@ struct Backward {
     }
 
     // db: adds rows [k, k + n) of a panel.
-    RNGRU_INLINE void add_to_db(const float* panel, int64_t k, int64_t n, int gate, int64_t column) {
+    template <class A>
+    RNGRU_INLINE void add_to_db(const A* panel, int64_t k, int64_t n, int gate, int64_t column) {
         float* const db = l.db + gate * d.H + column;
         const int64_t left = d.H - column;
         for (int j = 0; j < PW; j += W) {
@@ -192,7 +201,7 @@ struct Backward {
         }
     }
     // The sums by character: adds rows [k, k + n) of a panel.
-    RNGRU_INLINE void add_to_sums(const float* panel, int64_t k, int64_t n, int gate, int64_t column, const Characters& of) {
+    RNGRU_INLINE void add_to_sums(const O* panel, int64_t k, int64_t n, int gate, int64_t column, const Characters& of) {
         float* const sum = sums + (gate * d.np + column / PW) * of.n * PW;
         if (k == 0) memset(sum, 0, (size_t)(of.n * PW) * sizeof(float));
         const int32_t* const places = of.places + k;
@@ -203,25 +212,27 @@ struct Backward {
     }
 
     // Tiles [first, last) of rows of a (., 3H) weight gradient, the columns of some gates.
-    template <class Rows, class Piece>
-    RNGRU_INLINE void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, int64_t K, const float* right,
-                                  int64_t right_stride, int first_gate, int last_gate, int thread, Rows row, Piece piece) {
-        transposed_product(tiles, first, last, K, right, right_stride, Gates{first_gate, last_gate, d.H}, dW, 3 * d.H, false,
-                           packed + thread * PACKED, row, piece);
+    template <class A>
+    void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const A* right,
+                     int64_t right_stride, int first_gate, int last_gate, int thread, Witness<A> witness = {}) {
+        A* const block = sizeof(A) == sizeof(O) ? (A*)paired + thread * KC * PW : nullptr;
+        transposed_product(tiles, first, last, left, K, right, right_stride, Gates{first_gate, last_gate, d.H}, dW, 3 * d.H, false,
+                           (A*)(packed + thread * PACKED<float>), block, witness);
     }
 
     // out (count, K) = dG (count, 3H) U^T, rows [from, to). Meanwhile the rows `ahead` from there come nearer: a
     // processor foresees long runs of memory by itself, not the short ones in so many panels.
-    void input_rows(int64_t from, int64_t to, int64_t ahead, Left dG, float* out) {
+    template <class A>
+    void input_rows(int64_t from, int64_t to, int64_t ahead, Left<A> dG, const A* Ut, float* out) {
         const int64_t K = d.K, chunks = 3 * d.np, tiles = ((to - from + MR - 1) / MR) * (KP / PW);
-        const float* const coming = dG.p + (from + ahead) * dG.rows;
+        const A* const coming = dG.p + (from + ahead) * dG.rows;
         int64_t tile = 0, chunk = ahead ? 0 : chunks;
         product(
             from, to, 3 * d.HP, dG, Ut, one_matrix(K),
             [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
                 for (int i = 0; i < R; ++i) prefetch_write(out + (row + i) * K + column);
                 for (++tile; chunk < chunks && chunk * tiles < tile * chunks; ++chunk)
-                    for (int64_t i = 0; i < (to - from) * PW; i += 16)
+                    for (int64_t i = 0; i < (to - from) * PW; i += LINE<A>)
                         __builtin_prefetch(coming + chunk * dG.chunks + i, 0, 2);
             },
             [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
@@ -232,8 +243,6 @@ struct Backward {
             });
     }
 
-    static void nothing(const float*, int64_t, int64_t, int, int64_t) {}
-
     // dX, dU and dW, with no wait between them. What sees all of dG first adds it up: the first tiles of dW.
     void large_products(int threads, const Characters& characters) {
         Timer timer(WEIGHTS);
@@ -242,26 +251,22 @@ struct Backward {
         const Tiles inputs(d.K), states(d.H);
         Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache(3 * d.HP) / MR, 0), dU(vectors ? inputs.count : 0, 16, 0);
         Parts dWzr(states.count, 16, 0), dWh(states.count, 16, 2);
-        auto state = [&](int64_t k) { return k < d.B ? l.s0 + k * d.H : l.S + (k - d.B) * d.H; };
+        const Rows before{l.s0, l.S, d.B, d.H}, reset{l.s0, l.S, d.B, d.H, l.G + d.H, 3 * d.H};
 
         parallel(threads, [&](int thread, int n) {
             int64_t from, to;
-            auto sum = [&](const float* panel, int64_t k, int64_t count, int gate, int64_t column) {
-                if (from > 0) return;
+            const auto sum = [&](const O* panel, int64_t k, int64_t count, int gate, int64_t column) {
                 if (vectors) add_to_db(panel, k, count, gate, column);
                 else add_to_sums(panel, k, count, gate, column, characters);
             };
+            const auto summed = [&] { return from > 0 ? Witness<O>() : witness<O>(sum); };
+            const O* const dG = this->dG;
             while (dX.take(n, from, to))
-                input_rows(from * MR, to * MR < d.TB ? to * MR : d.TB, (to - from) * MR * n, panels(dG, stride), l.dX);
+                input_rows(from * MR, to * MR < d.TB ? to * MR : d.TB, (to - from) * MR * n, panels(dG, stride), Ut, l.dX);
             while (dU.take(n, from, to))
-                weight_rows(l.dU, inputs, from, to, d.TB, dG, stride, 0, 3, thread,
-                            [&](int64_t k) { return Row{l.X + k * d.K}; }, nothing);
-            while (dWzr.take(n, from, to))
-                weight_rows(l.dW, states, from, to, d.TB, dG, stride, 0, 2, thread,
-                            [&](int64_t k) { return Row{state(k)}; }, sum);
-            while (dWh.take(n, from, to))
-                weight_rows(l.dW, states, from, to, d.TB, dG, stride, 2, 3, thread,
-                            [&](int64_t k) { return Row{state(k), l.G + k * 3 * d.H + d.H}; }, sum);
+                weight_rows(l.dU, inputs, from, to, Rows{nullptr, l.X, 0, d.K}, d.TB, dG, stride, 0, 3, thread);
+            while (dWzr.take(n, from, to)) weight_rows(l.dW, states, from, to, before, d.TB, dG, stride, 0, 2, thread, summed());
+            while (dWh.take(n, from, to)) weight_rows(l.dW, states, from, to, reset, d.TB, dG, stride, 2, 3, thread, summed());
         });
     }
 
@@ -272,10 +277,11 @@ struct Backward {
         parallel(threads, [&](int thread, int n) {
             int64_t from, to;
             while (dX.take(n, from, to))
-                input_rows(from * MR, to * MR < characters.n ? to * MR : characters.n, 0, panels(sums, characters.n * PW), drows);
+                input_rows(from * MR, to * MR < characters.n ? to * MR : characters.n, 0, panels(sums, characters.n * PW),
+                           Ue, drows);
             while (dU.take(n, from, to))
-                weight_rows(l.dU, inputs, from, to, characters.n, sums, characters.n * PW, 0, 3, thread,
-                            [&](int64_t k) { return Row{rows + k * d.K}; }, nothing);
+                weight_rows(l.dU, inputs, from, to, Rows{nullptr, rows, 0, d.K}, characters.n, sums, characters.n * PW, 0, 3,
+                            thread);
         });
     }
 
@@ -309,14 +315,9 @@ struct Backward {
         }
     }
 };
-}  // namespace
-}  // namespace rngru
-
-int rngru_gru_backward(const rngru_layer* layer) {
-    using namespace rngru;
-    Call call;
-    const rngru_layer& l = *layer;
-    Backward backward(l);
+template <class O>
+int run(const rngru_layer& l) {
+    Backward<O> backward(l);
     const Sizes& d = backward.d;
     const int threads = threads_for(18. * (double)d.TB * (double)d.H * (double)d.H);
     if (!backward.reserve(threads)) return 1;
@@ -331,4 +332,12 @@ int rngru_gru_backward(const rngru_layer* layer) {
     backward.large_products(threads, characters);
     if (l.input != RNGRU_VECTORS) backward.character_gradients(threads, characters);
     return 0;
+}
+}  // namespace
+}  // namespace rngru
+
+int rngru_gru_backward(const rngru_layer* layer) {
+    using namespace rngru;
+    Call call;
+    return layer->precision == RNGRU_BFLOAT16 ? run<Bf16>(*layer) : run<float>(*layer);
 }

@@ -14,30 +14,56 @@
 
 namespace rngru {
 
+// The operands O are float, or Bf16 with its sums in float: then a panel holds pairs of rows, (k / 2, PW, 2), so that one instruction
+// multiplies and adds two of them. One step of a tile takes STEP<O> rows of k, and depth<O>(K) is K up to the next whole step; operands
+// are 0 from K to there.
+template <class O>
+constexpr int64_t STEP = sizeof(float) / sizeof(O);
+template <class O>
+constexpr int64_t depth(int64_t K) {
+    return (K + STEP<O> - 1) / STEP<O> * STEP<O>;
+}
+
 // Element (i, k) of a left operand is p[i * rows + k / PW * chunks + k % PW].
+template <class O>
 struct Left {
-    const float* p;
+    const O* p;
     int64_t rows, chunks;
 };
-inline Left row_major(const float* p, int64_t columns) { return {p, columns, PW}; }
-inline Left panels(const float* p, int64_t stride) { return {p, PW, stride}; }
+template <class O>
+Left<O> row_major(const O* p, int64_t columns) {
+    return {p, columns, PW};
+}
+template <class O>
+Left<O> panels(const O* p, int64_t stride) {
+    return {p, PW, stride};
+}
 
-// c (R, PW) = left (R, K) times panel (K, PW), one function for each R.
-typedef void Multiply(int64_t K, const float* p, int64_t rows, int64_t chunks, const float* panel, float* c);
-extern Multiply* const multiply[MR + 1];
-
-// The same with a left operand packed by k, its rows in whole vectors: element (i, k) is p[k * PR + i]. The rows of c are `ld` apart, and
-// with `add` the product is added to what they hold.
+// The products of a tile, one function for each number of rows R. K is whole steps.
 constexpr int PR = (MR + W - 1) / W * W;
-typedef void MultiplyPacked(int64_t K, const float* left, const float* panel, float* c, int64_t ld, bool add);
-extern MultiplyPacked* const multiply_packed[MR + 1];
+template <class O>
+struct Multiply {
+    // c (R, PW) = left (R, K) times panel (K, PW).
+    typedef void Rows(int64_t K, const O* p, int64_t rows, int64_t chunks, const O* panel, float* c);
+    static Rows* const rows[MR + 1];
+    // The same with a left operand packed by k, its rows in whole vectors: element (i, k) is p[k * PR + i], of pairs
+    // p[(k / 2 * PR + i) * 2 + k % 2]. The rows of c are `ld` apart, and with `add` the product is added to what they hold.
+    typedef void Packed(int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add);
+    static Packed* const packed[MR + 1];
+};
+extern template struct Multiply<float>;
+extern template struct Multiply<Bf16>;
 
 inline int64_t whole_panels(int64_t columns) { return (columns + PW - 1) / PW; }
 
-// Columns [p PW, p PW + PW) of src (K, N), rows `ld` apart, as a panel; columns beyond N are 0.
+// Columns [p PW, p PW + PW) of src (K, N), rows `ld` apart, as a panel of depth<O>(K) rows; columns beyond N are 0.
 void pack(float* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p);
+void pack(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p);
 // The same of src transposed, src being (N, K); rows of the panel from K up to K_padded are 0.
 void pack_transposed(float* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p);
+void pack_transposed(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p);
+// The nearest bfloat16 of a row of n floats; up to `padded` follow zeros.
+void to_bf16(Bf16* to, const float* from, int64_t n, int64_t padded);
 
 // Whether a tile lies wholly within the columns of its matrix, known when its code is compiled.
 template <bool whole>
@@ -54,8 +80,8 @@ inline Gates one_matrix(int64_t columns) { return {0, 1, columns}; }
 // For each tile of rows [from, to) and of the gates' columns: before(row, R, gate, column), then
 // after(inside, row, R, gate, column, c). Panels in the outer loop: one is read from afar once and then from
 // the cache. The rows are cut into equal blocks, so that 8 become 4 + 4 and not 6 + 2.
-template <class Before, class After>
-RNGRU_INLINE void product(int64_t from, int64_t to, int64_t K, Left left, const float* right, Gates gates, Before before,
+template <class O, class Before, class After>
+RNGRU_INLINE void product(int64_t from, int64_t to, int64_t K, Left<O> left, const O* right, Gates gates, Before before,
                           After after) {
     alignas(64) float c[MR * PW];
     const int64_t blocks = (to - from + MR - 1) / MR, least = (to - from) / blocks, more = (to - from) % blocks;
@@ -66,7 +92,7 @@ RNGRU_INLINE void product(int64_t from, int64_t to, int64_t K, Left left, const 
             for (int64_t i = 0; i < blocks; ++i) {
                 const int R = (int)(least + (i < more));
                 before(row, R, gate, column);
-                multiply[R](K, left.p + row * left.rows, left.rows, left.chunks, right, c);
+                Multiply<O>::rows[R](K, left.p + row * left.rows, left.rows, left.chunks, right, c);
                 if (column + PW <= gates.columns) after(Inside<true>(), row, R, gate, column, (const float*)c);
                 else after(Inside<false>(), row, R, gate, column, (const float*)c);
                 row += R;
@@ -74,20 +100,23 @@ RNGRU_INLINE void product(int64_t from, int64_t to, int64_t K, Left left, const 
         }
 }
 
-RNGRU_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
-RNGRU_INLINE void prefetch_write(const float* p) { __builtin_prefetch(p, 1, 3); }
+template <class O>
+constexpr int64_t LINE = 64 / sizeof(O);  // elements of a cache line
+RNGRU_INLINE void prefetch_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 
-// From one panel to the next of an operand that is read a few rows of each panel at a time, in floats: at a
+// From one panel to the next of an operand that is read a few rows of each panel at a time, in elements: at a
 // distance that is a multiple of a power of two these would fall on the same few sets of the caches, so
 // that it is made odd in cache lines.
-inline int64_t spread(int64_t floats) {
-    int64_t lines = (floats + 15) / 16;
+template <class O>
+int64_t spread(int64_t elements) {
+    int64_t lines = (elements + LINE<O> - 1) / LINE<O>;
     while (lines % 128 != 65) ++lines;
-    return lines * 16;
+    return lines * LINE<O>;
 }
 
 // The sum of n rows of W columns of a panel, in four sums at a time: one would wait for each addition.
-inline V sum_of_rows(const float* panel, int64_t n) {
+template <class O>
+V sum_of_rows(const O* panel, int64_t n) {
     V sums[4] = {splat(0), splat(0), splat(0), splat(0)};
     int64_t i = 0;
     for (; i + 4 <= n; i += 4)
@@ -104,83 +133,54 @@ struct Tiles {
     int64_t size(int64_t i) const { return least + (i < more); }
 };
 
-// A row of a left operand that is read by columns: of a matrix, or of the product of two, element by element.
-struct Row {
-    const float *a, *times = nullptr;
+// The rows of a left operand that is read by columns, `ld` apart: of one matrix, or the first ones of another; each as it is, or times a
+// row of a third, element by element.
+struct Rows {
+    const float *start, *others;
+    int64_t starts, ld;
+    const float* times = nullptr;
+    int64_t times_ld = 0;
+    const float* row(int64_t k) const { return k < starts ? start + k * ld : others + (k - starts) * ld; }
     template <int near>
-    RNGRU_INLINE void fetch(int64_t from, int64_t to) const {
+    RNGRU_INLINE void fetch(int64_t k, int64_t from, int64_t to) const {
         for (int64_t m = from; m < to + 16; m += 16) {
-            __builtin_prefetch(a + m, 0, near);
-            if (times) __builtin_prefetch(times + m, 0, near);
+            __builtin_prefetch(row(k) + m, 0, near);
+            if (times) __builtin_prefetch(times + k * times_ld + m, 0, near);
         }
     }
 };
 
-// Copies tiles [first, last) of the row to places TILE apart, in whole vectors.
-constexpr int64_t KC = 256, TILES = 16, TILE = KC * PR + 16, PACKED = TILES * TILE;
-template <bool product>
-RNGRU_INLINE void pack_row(const Tiles& tiles, int64_t first, int64_t last, Row row, float* p) {
-    int64_t m = tiles.start(first);
-    for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE)
-        for (int j = 0; j < PR; j += W) {
-            const int64_t left = tiles.M - m - j;
-            V v = load(row.a + m + j, left);
-            if (product) v = v * load(row.times + m + j, left);
-            store(p + j, v);
-        }
+// Whoever wants to see rows [k, k + n) of each panel of a right operand, just before they are used.
+template <class O>
+struct Witness {
+    const void* who = nullptr;
+    void (*tell)(const void* who, const O* panel, int64_t k, int64_t n, int gate, int64_t column) = nullptr;
+};
+template <class O, class F>
+Witness<O> witness(const F& f) {
+    return {&f, [](const void* who, const O* panel, int64_t k, int64_t n, int gate, int64_t column) {
+                (*(const F*)who)(panel, k, n, gate, column);
+            }};
 }
 
-// Tiles [first, last), at most TILES of them, of left^T right, where row(k) is row k of the left operand and the
+constexpr int64_t KC = 256, TILES = 16;
+template <class O>
+constexpr int64_t TILE = KC * PR + LINE<O>;
+template <class O>
+constexpr int64_t PACKED = TILES * TILE<O>;
+
+// Tiles [first, last), at most TILES of them, of left^T right, where the
 // right operand's panels have K rows and are `stride` apart; the result's rows are `ld` apart, its gates side by
 // side. k goes in blocks of KC, so that a block of a panel stays in the first-level cache; the sums of the
 // blocks are added up in the result, and the rows of the next block and the next panel fetched meanwhile.
-// piece(panel, k, n, gate, column) sees rows [k, k + n) of each panel just before they are used.
-// `packed` holds PACKED floats; its tiles lie an odd number of cache lines apart, since at a multiple of 4096
-// bytes the 16 that are written in turn fell on the same few sets of the cache. Packing costs 2 % at 256
+// `packed` holds PACKED<O> elements, `paired` KC PW of them (Bf16 only); the packed tiles lie an odd number of cache lines apart,
+// since at a multiple of 4096 bytes the 16 that are written in turn fell on the same few sets of the cache. Packing costs 2 % at 256
 // columns of the right operand, less at more.
-template <class Rows, class Piece>
-RNGRU_INLINE void transposed_product(const Tiles& tiles, int64_t first, int64_t last, int64_t K, const float* right,
-                                     int64_t stride, Gates gates, float* result, int64_t ld, bool add, float* packed, Rows row,
-                                     Piece piece) {
-    const int64_t np = whole_panels(gates.columns), all = (gates.last - gates.first) * np * (last - first);
-    for (int64_t k0 = 0; k0 < K; k0 += KC) {
-        const int64_t kn = K - k0 < KC ? K - k0 : KC, next = K - k0 - kn < KC ? K - k0 - kn : KC;
-        for (int64_t k = 0; k < kn; ++k) {
-            const Row values = row(k0 + k);
-            if (k + 4 < kn) row(k0 + k + 4).template fetch<3>(tiles.start(first), tiles.start(last));
-            if (values.times) pack_row<true>(tiles, first, last, values, packed + k * PR);
-            else pack_row<false>(tiles, first, last, values, packed + k * PR);
-        }
-        int64_t fetched = 0, done = 0;  // rows of the next block; tiles of this one
-        const int64_t ahead = kn * PW / (last - first) / 16 * 16 + 16;  // of the next panel, with each tile
-        for (int gate = gates.first; gate < gates.last; ++gate)
-            for (int64_t column = 0; column < gates.columns; column += PW) {
-                const float* const panel = right + (gate * np + column / PW) * stride + k0 * PW;
-                const float* coming = panel + stride;
-                piece(panel, k0, kn, gate, column);
-                float* c = result + tiles.start(first) * ld + gate * gates.columns + column;
-                for (int64_t i = first; i < last; ++i) {
-                    const int R = (int)tiles.size(i);
-                    for (int64_t end = 0; end < ahead; end += 16) __builtin_prefetch(coming + end, 0, 2);
-                    coming += ahead;
-                    for (++done; fetched < next && fetched * all < done * next; ++fetched)
-                        row(k0 + kn + fetched).template fetch<2>(tiles.start(first), tiles.start(last));
-                    for (int j = 0; j < R; ++j) prefetch_write(c + j * ld);
-                    const float* const left = packed + (i - first) * TILE;
-                    if (column + PW <= gates.columns) {
-                        multiply_packed[R](kn, left, panel, c, ld, add || k0 > 0);
-                    } else {
-                        alignas(64) float part[MR * PW];
-                        multiply_packed[R](kn, left, panel, part, PW, false);
-                        for (int j = 0; j < R; ++j)
-                            for (int64_t n = column; n < gates.columns; ++n) {
-                                float* const to = c + j * ld + n - column;
-                                *to = part[j * PW + n - column] + (add || k0 > 0 ? *to : 0);
-                            }
-                    }
-                    c += R * ld;
-                }
-            }
-    }
-}
+template <class O>
+void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const O* right, int64_t stride,
+                        Gates gates, float* result, int64_t ld, bool add, O* packed, O* paired, Witness<O> witness);
+extern template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*,
+                                        int64_t, bool, float*, float*, Witness<float>);
+extern template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*,
+                                        int64_t, bool, Bf16*, Bf16*, Witness<Bf16>);
 }  // namespace rngru

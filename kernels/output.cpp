@@ -22,7 +22,7 @@ struct Output {
     const int64_t np = whole_panels(V_), VP = np * PW;      // panels of the logits, their columns
     const int64_t kp = whole_panels(H);                     // panels of dS
     const int64_t pass = M < rows_of_a_pass() ? M : rows_of_a_pass();
-    const int64_t stride = spread(pass * PW);               // from one panel of the logits to the next
+    const int64_t stride = spread<float>(pass * PW);               // from one panel of the logits to the next
     float *right = nullptr, *right_transposed = nullptr;    // Wv in panels, (H, V) and (V, H)
     float *bias = nullptr;                                  // c; beyond V minus infinity
     float *logits = nullptr, *packed = nullptr;
@@ -36,7 +36,7 @@ struct Output {
     }
 
     bool reserve(int threads) {
-        const int64_t sizes[] = {np * H * PW, kp * V_ * PW, VP, np * stride, PACKED * threads, 2 * M};
+        const int64_t sizes[] = {np * H * PW, kp * V_ * PW, VP, np * stride, PACKED<float> * threads, 2 * M};
         size_t bytes = 0;
         for (int64_t n : sizes) bytes += Scratch::bytes(n);
         if (!scratch.reserve(bytes)) return false;
@@ -45,7 +45,7 @@ struct Output {
         bias = scratch.take(sizes[2]);
         logits = scratch.take(sizes[3]);
         packed = scratch.take(sizes[4]);
-        losses = scratch.take<double>(sizes[5]);
+        losses = scratch.take<double>(M);
         return true;
     }
 
@@ -130,17 +130,16 @@ struct Output {
 
     // Tiles [first, last) of dV, summed over the `count` rows of the pass; the first ones see to dc.
     void weight_rows(int64_t start, int64_t count, const Tiles& tiles, int64_t first, int64_t last, int thread) const {
-        transposed_product(
-            tiles, first, last, count, logits, stride, one_matrix(V_), dV, V_, start > 0, packed + thread * PACKED,
-            [&](int64_t k) { return Row{S + (start + k) * H}; },
-            [&](const float* panel, int64_t k, int64_t n, int, int64_t column) {
-                if (first > 0) return;
-                for (int j = 0; j < PW; j += W) {
-                    const int64_t left = V_ - column - j;
-                    const V sum = sum_of_rows(panel + j, n);
-                    store(dc + column + j, start + k ? load(dc + column + j, left) + sum : sum, left);
-                }
-            });
+        const auto add_to_dc = [&](const float* panel, int64_t k, int64_t n, int, int64_t column) {
+            for (int j = 0; j < PW; j += W) {
+                const int64_t left = V_ - column - j;
+                const V sum = sum_of_rows(panel + j, n);
+                store(dc + column + j, start + k ? load(dc + column + j, left) + sum : sum, left);
+            }
+        };
+        transposed_product(tiles, first, last, Rows{nullptr, S + start * H, 0, H}, count, logits, stride, one_matrix(V_), dV,
+                           V_, start > 0, packed + thread * PACKED<float>, (float*)nullptr,
+                           first > 0 ? Witness<float>() : witness<float>(add_to_dc));
     }
 
     double run(int threads) {

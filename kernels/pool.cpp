@@ -197,6 +197,13 @@ int rngru_get_threads(void) {
 }
 
 const char* rngru_isa(void) { return ISA; }
+int rngru_accelerates(int precision) {
+#if defined(RNGRU_BF16)
+    if (precision == RNGRU_BFLOAT16) return 1;
+#endif
+    (void)precision;
+    return 0;
+}
 
 void rngru_profile(int on) {
     Call call;

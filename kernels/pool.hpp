@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "simd.hpp"
 
 namespace rngru {
@@ -39,18 +41,25 @@ public:
 };
 
 // Memory that is kept from call to call and only grows. reserve() comes first, and says whether there is
-// enough for the take()s that follow (floats, each on a 64-byte boundary).
+// enough for the take()s that follow (each on a 64-byte boundary).
 class Scratch {
     char* memory = nullptr;
     size_t size = 0, used = 0;
 public:
-    static size_t bytes(int64_t floats) { return ((size_t)floats * 4 + 63) / 64 * 64 + 64; }
+    template <class A = float>
+    static size_t bytes(int64_t n) {
+        return ((size_t)n * sizeof(std::remove_reference_t<A>) + 63) / 64 * 64 + 64;
+    }
     bool reserve(size_t bytes);
     template <class A = float>
     A* take(int64_t n) {
         A* p = (A*)(memory + used);
-        used += bytes(n);
+        used += bytes<A>(n);
         return p;
+    }
+    template <class A>
+    void take(A*& p, int64_t n) {
+        p = take<A>(n);
     }
 };
 extern Scratch scratch;

@@ -31,6 +31,8 @@ typedef struct rngru_layer {
     int64_t T, B, K, H, N;
     int input;              /* what x is: RNGRU_VECTORS: X; RNGRU_ONEHOT: x U is row x of U;
                                RNGRU_ENCODED: the vector tanh(E[x] + a) */
+    int precision;          /* RNGRU_FLOAT32; RNGRU_BFLOAT16: the operands of all products but the characters' x U, and dG where
+                               it is summed, are rounded to bfloat16; everything else is float32 */
     const float *X;         /* (T, B, K), RNGRU_VECTORS only */
     const int32_t *x;       /* (T, B), the other two; below K (one-hot) or below N (encoded) */
     const float *E, *a;     /* (N, K), (K), RNGRU_ENCODED only */
@@ -119,6 +121,9 @@ RNGRU_API int rngru_get_threads(void);
 
 /* "AVX-512", "AVX2", "AVX", "SSE2", "NEON" or "scalar": what the library was compiled for. */
 RNGRU_API const char *rngru_isa(void);
+
+/* Whether there are instructions that multiply operands of a precision faster than float32. Without, the results are the same. */
+RNGRU_API int rngru_accelerates(int precision);
 
 /* Time by phase, wall clock of the calling thread. profile(1) starts from zero, profile(0) stops.
  * profile_read gives the number of phases; names and seconds may be NULL, or hold that many entries. */

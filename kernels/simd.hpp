@@ -43,6 +43,9 @@ constexpr const char* ISA = "NEON";
 constexpr int W = 4, NV = 1, MR = 6;
 constexpr const char* ISA = "scalar";
 #endif
+#if defined(RNGRU_AVX512) && defined(__AVX512BF16__)
+#define RNGRU_BF16
+#endif
 constexpr int PW = W * NV;  // columns of a panel: the width of the register tile
 
 typedef float V __attribute__((vector_size(W * 4)));
@@ -82,7 +85,7 @@ RNGRU_INLINE V load(const Bf16* p) {
 }
 // To the nearest, of two the even one, as processors do it; what is no number stays none.
 RNGRU_INLINE Halves nearest(V v) {
-#if defined(RNGRU_AVX512) && defined(__AVX512BF16__)
+#if defined(RNGRU_BF16)
     return (Halves)_mm512_cvtneps_pbh((__m512)v);
 #else
     const I bits = (I)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
@@ -96,7 +99,7 @@ RNGRU_INLINE void store(Bf16* p, V v) {
 
 // Vectors of pairs of bfloat16, neighbours along k: two products a lane, added to the lane's sum.
 RNGRU_INLINE V dot(V sum, I a, I b) {
-#if defined(RNGRU_AVX512) && defined(__AVX512BF16__)
+#if defined(RNGRU_BF16)
     return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
     sum += (V)(a << 16) * (V)(b << 16);

@@ -53,5 +53,17 @@ struct Tile {
             repeat<N>([&](auto v) RNGRU_LAMBDA { sum[decltype(i)::value][decltype(v)::value] += left * right[decltype(v)::value]; });
         });
     }
+    // Two steps of k of bfloat16, in pairs.
+    RNGRU_INLINE void step(const Bf16* a, int64_t rows, const Bf16* b) {
+        I right[N];
+        repeat<N>([&](auto v) RNGRU_LAMBDA { right[decltype(v)::value] = load_pairs(b + decltype(v)::value * 2 * W); });
+        repeat<R>([&](auto i) RNGRU_LAMBDA {
+            const I left = splat_pair(a + decltype(i)::value * rows);
+            repeat<N>([&](auto v) RNGRU_LAMBDA {
+                V& to = sum[decltype(i)::value][decltype(v)::value];
+                to = dot(to, left, right[decltype(v)::value]);
+            });
+        });
+    }
 };
 }  // namespace rngru

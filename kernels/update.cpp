@@ -47,9 +47,9 @@ struct Update {
     }
 
     bool reserve() {
-        if (!scratch.reserve(2 * Scratch::bytes(2 * chunks))) return false;
-        squares = scratch.take<double>(2 * chunks);
-        changed = scratch.take<int64_t>(2 * chunks);
+        if (!scratch.reserve(2 * Scratch::bytes<double>(chunks))) return false;
+        squares = scratch.take<double>(chunks);
+        changed = scratch.take<int64_t>(chunks);
         return true;
     }
 

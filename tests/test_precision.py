@@ -1,0 +1,244 @@
+"""bfloat16 operands: what is rounded, that kernel and NumPy agree, and what it does to training."""
+
+import numpy as np
+import pytest
+
+import layers
+import native
+import ops
+from conftest import kernel, naive_vectors, perform
+from hyperparams import HyperParams
+from rn_rnn_char import ModelState
+
+KERNELS = native.library()
+needskernels = pytest.mark.skipif(KERNELS is None, reason='no C++ compiler')
+SOURCES = ('vectors', 'onehot', 'encoded')
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    yield
+    if KERNELS is not None:
+        KERNELS.rngru_set_threads(0)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """bfloat16 is computed in, whatever the processor."""
+    monkeypatch.setattr(native, 'accelerates', lambda precision: KERNELS is not None)
+
+
+def case(source, T=4, B=3, K=6, H=5, V=7, seed=0):
+    """Inputs of a GRU Op, a list of float32 arrays, gates and states well inside their ranges."""
+    rng = np.random.RandomState(seed)
+
+    def uniform(*shape, scale=1.0):
+        return rng.uniform(-scale, scale, shape).astype(np.float32)
+    x = rng.randint(0, V, (T, B)).astype(np.int32)
+    first = {'vectors': lambda: [uniform(T, B, K)], 'onehot': lambda: [x], 'encoded': lambda: [x, uniform(V, K), uniform(K)]}[source]()
+    return first + [uniform(B, H), uniform(V if source == 'onehot' else K, 3 * H, scale=K ** -0.5), uniform(H, 3 * H, scale=H ** -0.5),
+                    uniform(3 * H)]
+
+
+# --- Rounding ----------------------------------------------------------------------------------------------------------
+
+# A bfloat16 has 7 bits behind the point: between 1 and 2 they lie 1/128 apart.
+@pytest.mark.parametrize('number, nearest', [
+    (1.0, 1.0), (1 + 1 / 128, 1 + 1 / 128), (1 + 1 / 256, 1.0), (1 + 3 / 256, 1 + 2 / 128), (1 + 1.01 / 256, 1 + 1 / 128),
+    (-1 - 3 / 256, -1 - 2 / 128),
+    (0.0, 0.0), (3.3961776e38, np.inf), (np.inf, np.inf), (-np.inf, -np.inf), (np.nan, np.nan)])
+def test_the_nearest_bfloat16_and_of_two_the_even_one(number, nearest):
+    np.testing.assert_allclose(ops.rounded(np.float32([number])), np.float32([nearest]), rtol=1e-7)
+
+
+def test_every_bfloat16_is_its_own_nearest_and_no_other_is_nearer():
+    bits = np.arange(0x0080, 0x7f80, dtype=np.uint32)                   # all normal positive ones
+    every = (bits << 16).view(np.float32)
+    np.testing.assert_array_equal(ops.rounded(every), every)
+    numbers = np.exp(np.random.RandomState(0).uniform(-80, 80, 5000)).astype(np.float32)
+    at = np.clip(np.searchsorted(every, numbers), 1, len(every) - 1)
+    below, above = every[at - 1].astype(float), every[at].astype(float)
+    distance = np.minimum(numbers - below, above - numbers)
+    np.testing.assert_array_equal(np.abs(ops.rounded(numbers).astype(float) - numbers), distance)
+
+
+def test_other_types_are_left_alone():
+    numbers = np.array([1 + 2.0 ** -30])
+    assert ops.rounded(numbers) is numbers
+
+
+# --- The GRU -------------------------------------------------------------------------------------------------------------
+
+def bf16(values):
+    """To 8 significant bits, number by number: frexp gives a mantissa in [0.5, 1)."""
+    mantissa, exponent = np.frexp(np.asarray(values, np.float64))
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent)            # rint: ties to even
+
+
+def rounding_gru(source, inputs):
+    """S in float64 by the formulas of DESIGN with every operand of a product rounded, but the characters' x U."""
+    *_, s, U, W, b = (np.asarray(i, np.float64) for i in inputs)
+    H = len(W)
+    X = naive_vectors(source, inputs[:-4] if source != 'onehot' else [inputs[0], len(U)])
+    if source == 'vectors':
+        X, U = bf16(X), bf16(U)
+    W, S = bf16(W), []
+    for x in X:
+        into = x @ U + b
+        zr = np.clip(0.2 * (into[:, :2 * H] + bf16(s) @ W[:, :2 * H]) + 0.5, 0, 1)
+        z, r = zr[:, :H], zr[:, H:]
+        h = np.tanh(into[:, 2 * H:] + bf16(r * s) @ W[:, 2 * H:])
+        s = (1 - z) * h + z * s
+        S.append(s)
+    return np.array(S)
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_operands_and_nothing_else_are_rounded(source):
+    inputs = case(source, T=1)          # of more steps one number on a rounding's edge would show in all that follow
+    S = perform(ops.GRU(source, 'bfloat16'), *inputs)[0]
+    np.testing.assert_allclose(S, rounding_gru(source, inputs), atol=3e-7)
+    assert np.abs(S - perform(ops.GRU(source), *inputs)[0]).max() > 1e-4, 'that would also be so without rounding'
+
+
+SHAPES = [dict(T=1, B=1, K=1, H=1, V=1), dict(T=5, B=3, K=7, H=5, V=4), dict(T=7, B=5, K=33, H=19, V=50), dict(T=9, B=16, K=64, H=64, V=65),
+          dict(T=20, B=13, K=64, H=130, V=9), dict(T=3, B=7, K=256, H=100, V=300), dict(T=33, B=8, K=48, H=48, V=20)]
+
+
+def close(found, wanted):
+    """To float32's rounding but for a few: where a sum lies on the edge between two bfloat16, the next step sees the other one."""
+    found, wanted = np.asarray(found, float), np.asarray(wanted, float)
+    scale = np.abs(wanted).max() or 1
+    error = np.abs(found - wanted) / scale
+    assert error.max() < 4e-3 and np.median(error) < 1e-4, (error.max(), np.median(error))
+
+
+@needskernels
+@pytest.mark.parametrize('source', SOURCES)
+@pytest.mark.parametrize('shape', SHAPES, ids=lambda s: '-'.join(f'{k}{v}' for k, v in s.items()))
+def test_kernel_and_numpy_agree(source, shape):
+    inputs = case(source, **shape)
+    S, last, G = perform(ops.GRU(source, 'bfloat16'), *inputs)
+    for found, wanted in zip(kernel(ops.GRU(source, 'bfloat16'), inputs), (S, last, G)):
+        close(found, wanted)
+    dS = np.random.RandomState(1).uniform(-1, 1, S.shape).astype(np.float32)
+    op, more = ops.GRUGrad(source, 'bfloat16'), [*inputs, S, G, dS]
+    for found, wanted in zip(kernel(op, more), perform(op, *more)):
+        close(found, wanted)
+
+
+@needskernels
+@pytest.mark.parametrize('source', SOURCES)
+def test_gradients_are_those_of_float32_to_three_thousandths(source):
+    inputs = case(source, T=30, B=8, K=64, H=64, V=40)
+    S, _, G = perform(ops.GRU(source), *inputs)
+    dS = np.random.RandomState(1).normal(size=S.shape).astype(np.float32)
+    plain = kernel(ops.GRUGrad(source), [*inputs, S, G, dS])
+    for found, wanted in zip(kernel(ops.GRUGrad(source, 'bfloat16'), [*inputs, S, G, dS]), plain):
+        assert np.linalg.norm(found - wanted) < 6e-3 * np.linalg.norm(wanted)
+
+
+@needskernels
+@pytest.mark.parametrize('source', SOURCES)
+def test_results_do_not_depend_on_the_number_of_threads(source):
+    inputs = case(source, T=20, B=9, K=100, H=100, V=40)
+    found = []
+    for threads in (1, 2, 3):
+        KERNELS.rngru_set_threads(threads)
+        S, _, G = kernel(ops.GRU(source, 'bfloat16'), inputs)
+        found.append([S.copy(), G.copy(), *(a.copy() for a in kernel(ops.GRUGrad(source, 'bfloat16'), [*inputs, S, G, np.ones_like(S)]))])
+    for other in found[1:]:
+        for one, two in zip(found[0], other):
+            np.testing.assert_array_equal(one, two)
+
+
+@needskernels
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_what_is_no_number_stays_none(bad):
+    inputs = case('vectors')
+    inputs[0][1, 1, 2] = bad
+    for S in (kernel(ops.GRU('vectors', 'bfloat16'), inputs)[0], perform(ops.GRU('vectors', 'bfloat16'), *inputs)[0]):
+        assert np.isfinite(S[0]).all() and np.isfinite(S[:, 0]).all() and np.isnan(S[-1, 1]).any() == np.isnan(bad)
+
+
+# --- Training ------------------------------------------------------------------------------------------------------------
+
+def train(precision, steps=60, H=24, V=6, modeltype='GRUEncode'):
+    """(losses, model) of training on a text whose next character is (3 this + 1) mod V."""
+    model = layers.MODELTYPES[modeltype](V, 2, H, 1, HyperParams(precision=precision))
+    rng, hyper, losses = np.random.RandomState(0), HyperParams(optimizer='adam', learnrate=0.01, precision=precision), []
+    model.set_state(np.zeros((2, 4, H)))
+    for _ in range(steps):
+        x = rng.randint(0, V, (10, 4)).astype(np.int32)
+        losses.append(model.trainstep(x, (3 * x + 1) % V, hyper)[0])
+    return np.array(losses), model
+
+
+@needskernels
+@pytest.mark.parametrize('modeltype', layers.MODELTYPES)
+def test_training_learns_as_in_float32(modeltype, emulated):
+    plain, _ = train('float32', modeltype=modeltype)
+    rounded, _ = train('bfloat16', modeltype=modeltype)
+    assert not np.array_equal(plain, rounded)
+    np.testing.assert_allclose(rounded, plain, atol=0.02)
+    assert rounded[-1] < 0.2 < rounded[0]
+
+
+def test_without_the_instruction_training_is_float32s_and_says_so_once(monkeypatch, capsys):
+    import report
+    monkeypatch.setattr(native, 'accelerates', lambda precision: False)
+    native._saywhy.cache_clear()
+    plain, _ = train('float32', steps=3)
+    monkeypatch.setattr(report, 'verbose', True)
+    for _ in range(2):
+        np.testing.assert_array_equal(train('bfloat16', steps=3)[0], plain)
+    assert capsys.readouterr().out.count('Training in float32: this processor lacks the instruction that multiplies bfloat16 faster') == 1
+
+
+@needskernels
+def test_parameters_and_caches_are_float32s_of_full_precision(emulated):
+    _, model = train('bfloat16', steps=5)
+    for name, array in model.arrays().items():
+        assert array.dtype == np.float32
+        assert name[-1] in 'acE' or not np.array_equal(ops.rounded(array), array), f'{name} was rounded where it is kept'
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / 'text.txt'
+    path.write_text('the quick brown fox jumps over the lazy dog.\n' * 60)
+    return path
+
+
+@needskernels
+def test_a_model_trained_in_one_precision_restores_and_goes_on_in_the_other(tmp_path, text, emulated):
+    ms = ModelState.initfromsrcfile(text, tmp_path / 'work', state_size=16, seq_len=20, seed=1, precision='bfloat16')
+    ms.trainmodel(train_len=5, valid_len=3, batchsize=4, print_every=0)
+    name = ms.checkpoints()[-1].name
+    ms = ModelState.load(tmp_path / 'work')
+    assert ms.hyper.precision == 'bfloat16'
+    ms.hyper.precision = 'float32'
+    ms.trainmodel(train_len=5, valid_len=3, batchsize=4, print_every=0)
+    plain = ms.model.get_params()
+    ms.restore(name)
+    assert ms.hyper.precision == 'bfloat16'
+    ms.trainmodel(train_len=5, valid_len=3, batchsize=4, print_every=0)
+    for name, value in ms.model.get_params().items():
+        assert 0 < np.abs(value - plain[name]).max() < 0.01, name
+
+
+@needskernels
+def test_two_rounds_are_one_twice_as_long_in_bfloat16_too(tmp_path, text, emulated):
+    found = []
+    for rounds in (1, 2):
+        ms = ModelState.initfromsrcfile(text, tmp_path / f'work{rounds}', state_size=16, seq_len=20, seed=1, precision='bfloat16')
+        ms.trainmodel(num_rounds=rounds, train_len=8 // rounds, valid_len=3, batchsize=4, print_every=0)
+        found.append(ms.model.arrays())
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][name])
+
+
+@pytest.mark.parametrize('value, error', [('bf16', ValueError), ('int8', ValueError), (16, TypeError)])
+def test_another_precision_is_refused_with_the_names_of_those_that_there_are(value, error):
+    with pytest.raises(error, match="precision takes one of 'float32', 'bfloat16', got"):
+        HyperParams(precision=value)
