@@ -27,12 +27,26 @@
 namespace {
 typedef std::vector<double> Doubles;
 
-// What a precision may cost, as a share of an output's norm.
+double bfloat16(double v) {
+    int exponent;
+    const double mantissa = frexp(v, &exponent);
+    return ldexp(nearbyint(mantissa * 256) / 256, exponent);
+}
+// What becomes of an operand of a product, and what may be off then, as a share of an output's norm: of bfloat16 more, since a sum
+// that lies on the edge between two of them is rounded to the other one here and there.
 struct Precision {
     const char* name;
+    int value;
     double tolerance;
+    double (*operand)(double);
+
+    Doubles operands(Doubles values) const {
+        for (double& v : values) v = operand(v);
+        return values;
+    }
 };
-const Precision FLOAT32 = {"float32", 1e-5};
+const Precision FLOAT32 = {"float32", RNGRU_FLOAT32, 1e-5, [](double v) { return v; }};
+const Precision BFLOAT16 = {"bfloat16", RNGRU_BFLOAT16, 2e-3, bfloat16};
 
 uint64_t random_state;
 uint64_t random_bits() {  // splitmix64
@@ -119,14 +133,15 @@ void same(const std::string& name, bool equal) {
 // --- A GRU layer -------------------------------------------------------------------------------------------------
 
 struct Layer {
+    const Precision& precision;
     int64_t T, B, K, H, N;
     int input;
     Floats X, E, a, s0, U, W, b;
     Ints x;
 
-    Layer(int64_t T, int64_t B, int64_t K, int64_t H, int64_t N, int input, double scale)
-        : T(T), B(B), K(K), H(H), N(N), input(input), s0(drawn(B * H)), W(drawn(3 * H * H, scale * sqrt(3. / (double)H))),
-          b(drawn(3 * H, scale)) {
+    Layer(const Precision& precision, int64_t T, int64_t B, int64_t K, int64_t H, int64_t N, int input, double scale)
+        : precision(precision), T(T), B(B), K(K), H(H), N(N), input(input), s0(drawn(B * H)),
+          W(drawn(3 * H * H, scale * sqrt(3. / (double)H))), b(drawn(3 * H, scale)) {
         const bool onehot = input == RNGRU_ONEHOT;
         U = drawn(K * 3 * H, onehot ? 1 : scale * sqrt(3. / (double)K));
         if (input == RNGRU_VECTORS) X = drawn(T * B * K);
@@ -134,19 +149,20 @@ struct Layer {
         if (input == RNGRU_ENCODED) E = drawn(N * K), a = drawn(K);
     }
 
-    // The vector that place (t, row) reads.
+    // The vector that place (t, row) reads. It is an operand where it is given; x U of a character is computed in float32.
     Doubles vector(int64_t place) const {
         Doubles v((size_t)K);
         for (int64_t k = 0; k < K; ++k) {
-            if (input == RNGRU_VECTORS) v[(size_t)k] = X[place * K + k];
+            if (input == RNGRU_VECTORS) v[(size_t)k] = precision.operand(X[place * K + k]);
             if (input == RNGRU_ONEHOT) v[(size_t)k] = x[place] == k;
             if (input == RNGRU_ENCODED) v[(size_t)k] = tanh((double)E[x[place] * K + k] + (double)a[k]);
         }
         return v;
     }
+    Doubles weights_of_inputs(Doubles U) const { return input == RNGRU_VECTORS ? precision.operands(U) : U; }
     rngru_layer call() const {
         rngru_layer l = {};
-        l.T = T, l.B = B, l.K = K, l.H = H, l.N = N, l.input = input;
+        l.precision = precision.value, l.T = T, l.B = B, l.K = K, l.H = H, l.N = N, l.input = input;
         l.X = X.data(), l.x = x.data(), l.E = E.data(), l.a = a.data();
         l.s0 = s0.data(), l.U = U.data(), l.W = W.data(), l.b = b.data();
         return l;
@@ -155,15 +171,16 @@ struct Layer {
 
 double hard_sigmoid(double v) { return std::min(std::max(0.2 * v + 0.5, 0.), 1.); }
 
-// State and gates behind one place, from the vector x that it reads and the state s before it.
-void step(int64_t K, int64_t H, const double* x, const double* s, const Doubles& U, const Doubles& W, const Doubles& b, double* state,
-          double* gates) {
+// State and gates behind one place, from the vector x that it reads and the state s before it. x, U and W are operands already.
+void step(const Precision& precision, int64_t K, int64_t H, const double* x, const double* s, const Doubles& U, const Doubles& W,
+          const Doubles& b, double* state, double* gates) {
     auto sums = [&](int gate, const double* state) {
         for (int64_t i = 0; i < H; ++i) gates[gate * H + i] = b[(size_t)(gate * H + i)];
         for (int64_t k = 0; k < K; ++k)
             for (int64_t i = 0; i < H && x[k] != 0; ++i) gates[gate * H + i] += x[k] * U[(size_t)(k * 3 * H + gate * H + i)];
         for (int64_t k = 0; k < H; ++k)
-            for (int64_t i = 0; i < H; ++i) gates[gate * H + i] += state[k] * W[(size_t)(k * 3 * H + gate * H + i)];
+            for (int64_t i = 0; i < H; ++i)
+                gates[gate * H + i] += precision.operand(state[k]) * W[(size_t)(k * 3 * H + gate * H + i)];
     };
     Doubles rs((size_t)H);
     sums(0, s);
@@ -180,11 +197,12 @@ void step(int64_t K, int64_t H, const double* x, const double* s, const Doubles&
 struct States {
     Doubles S, G;
 };
-States forward(const Layer& l, const Doubles& s0, const Doubles& U, const Doubles& W, const Doubles& b) {
+States forward(const Layer& l, const Doubles& s0, const Doubles& U_, const Doubles& W_, const Doubles& b) {
+    const Doubles U = l.weights_of_inputs(U_), W = l.precision.operands(W_);
     States out = {Doubles((size_t)(l.T * l.B * l.H)), Doubles((size_t)(l.T * l.B * 3 * l.H))};
     for (int64_t place = 0; place < l.T * l.B; ++place) {
         const double* const s = place < l.B ? s0.data() + place * l.H : out.S.data() + (place - l.B) * l.H;
-        step(l.K, l.H, l.vector(place).data(), s, U, W, b, out.S.data() + place * l.H, out.G.data() + place * 3 * l.H);
+        step(l.precision, l.K, l.H, l.vector(place).data(), s, U, W, b, out.S.data() + place * l.H, out.G.data() + place * 3 * l.H);
     }
     return out;
 }
@@ -192,12 +210,14 @@ States forward(const Layer& l, const Doubles& s0, const Doubles& U, const Double
 struct Gradients {
     Doubles X, E, a, s0, U, W, b;
 };
-// By the chain rule, place by place from the last one, with the derivative of a gate that is exactly 0 or 1 taken as 0.
+// By the chain rule, place by place from the last one, with the derivative of a gate that is exactly 0 or 1 taken as 0. The gradient
+// before a gate's function is an operand wherever it goes.
 Gradients backward(const Layer& l, const Doubles& S, const Doubles& G, const Doubles& dS) {
     const int64_t T = l.T, B = l.B, K = l.K, H = l.H;
     auto zeros = [](int64_t n) { return Doubles((size_t)n); };
     Gradients d = {zeros(T * B * K), zeros(l.N * K), zeros(K), zeros(B * H), zeros(K * 3 * H), zeros(H * 3 * H), zeros(3 * H)};
-    const Doubles U = l.U.doubles(), W = l.W.doubles(), s0 = l.s0.doubles();
+    const Doubles U = l.weights_of_inputs(l.U.doubles()), W = l.precision.operands(l.W.doubles()), s0 = l.s0.doubles();
+    auto operand = l.precision.operand;
     Doubles back = zeros(B * H), gate = zeros(3 * H), drs = zeros(H), dx = zeros(K);
     for (int64_t place = T * B - 1; place >= 0; --place) {
         const double* const g = &G[(size_t)(place * 3 * H)];
@@ -206,19 +226,20 @@ Gradients backward(const Layer& l, const Doubles& S, const Doubles& G, const Dou
         auto slope = [](double gate) { return gate == 0 || gate == 1 ? 0 : 0.2; };
         for (int64_t i = 0; i < H; ++i) {
             ds[i] += dS[(size_t)(place * H + i)];
-            gate[(size_t)i] = ds[i] * (s[i] - g[2 * H + i]) * slope(g[i]);
-            gate[(size_t)(2 * H + i)] = ds[i] * (1 - g[i]) * (1 - g[2 * H + i] * g[2 * H + i]);
+            gate[(size_t)i] = operand(ds[i] * (s[i] - g[2 * H + i]) * slope(g[i]));
+            gate[(size_t)(2 * H + i)] = operand(ds[i] * (1 - g[i]) * (1 - g[2 * H + i] * g[2 * H + i]));
         }
         for (int64_t k = 0; k < H; ++k) {
             drs[(size_t)k] = 0;
             for (int64_t i = 2 * H; i < 3 * H; ++i) drs[(size_t)k] += gate[(size_t)i] * W[(size_t)(k * 3 * H + i)];
-            gate[(size_t)(H + k)] = drs[(size_t)k] * s[k] * slope(g[H + k]);
+            gate[(size_t)(H + k)] = operand(drs[(size_t)k] * s[k] * slope(g[H + k]));
         }
         for (int64_t k = 0; k < H; ++k) {
             double sum = ds[k] * g[k] + drs[(size_t)k] * g[H + k];
             for (int64_t i = 0; i < 2 * H; ++i) sum += gate[(size_t)i] * W[(size_t)(k * 3 * H + i)];
             ds[k] = sum;
-            for (int64_t i = 0; i < 3 * H; ++i) d.W[(size_t)(k * 3 * H + i)] += (i < 2 * H ? s[k] : g[H + k] * s[k]) * gate[(size_t)i];
+            for (int64_t i = 0; i < 3 * H; ++i)
+                d.W[(size_t)(k * 3 * H + i)] += operand(i < 2 * H ? s[k] : g[H + k] * s[k]) * gate[(size_t)i];
         }
         const Doubles x = l.vector(place);
         for (int64_t i = 0; i < 3 * H; ++i) d.b[(size_t)i] += gate[(size_t)i];
@@ -246,16 +267,19 @@ void test_gru(const Precision& precision, int threads) {
     const bool longer = below(5) == 0;  // than a block of the products over all places
     const int64_t T = longer ? 20 + below(30) : 1 + below(7), B = up_to(20), N = up_to(80);
     const int64_t K = up_to(longer ? 40 : 140), H = up_to(longer ? 70 : 140);
-    Layer l(T, B, K, H, N, input, longer ? 0.5 : below(4) ? 1 : 6);  // with large weights over many steps a rounding grows without bound
-    situation = std::string(INPUTS[input]) + ", T " + std::to_string(T) + ", B " + std::to_string(B) + ", K " + std::to_string(K) + ", H " +
-                std::to_string(H) + ", N " + std::to_string(N) + ", threads " + std::to_string(threads);
+    const bool large = !longer && precision.value == RNGRU_FLOAT32 && below(4) == 0;
+    // With large weights, over many steps, a rounding grows without bound.
+    Layer l(precision, T, B, K, H, N, input, longer ? 0.5 : large ? 6 : 1);
+    situation = std::string(precision.name) + ", " + INPUTS[input] + ", T " + std::to_string(T) + ", B " + std::to_string(B) + ", K " +
+                std::to_string(K) + ", H " + std::to_string(H) + ", N " + std::to_string(N) + ", threads " + std::to_string(threads);
+    const std::string name = std::string("gru ") + precision.name;
     rngru_layer call = l.call();
     Floats S(T * B * H), G(T * B * 3 * H);
     call.S = S.data(), call.G = G.data();
     same("gru forward gives 0", rngru_gru_forward(&call) == 0);
     const States expected = forward(l, l.s0.doubles(), l.U.doubles(), l.W.doubles(), l.b.doubles());
-    compare("gru forward S", S, expected.S, precision.tolerance);
-    compare("gru forward G", G, expected.G, precision.tolerance);
+    compare(name + " forward S", S, expected.S, precision.tolerance);
+    compare(name + " forward G", G, expected.G, precision.tolerance);
     Floats again_S(T * B * H), again_G(T * B * 3 * H);
     call.S = again_S.data(), call.G = again_G.data();
     rngru_set_threads(1);
@@ -284,15 +308,15 @@ void test_gru(const Precision& precision, int threads) {
         same("gru backward gives 0", rngru_gru_backward(&call) == 0);
     }
     const Gradients d = backward(l, S.doubles(), G.doubles(), dS.doubles());
-    if (wants_dX) compare("gru backward dX", got[0].X, d.X, precision.tolerance);
+    if (wants_dX) compare(name + " backward dX", got[0].X, d.X, precision.tolerance);
     if (input == RNGRU_ENCODED) {
-        compare("gru backward dE", got[0].E, d.E, precision.tolerance);
-        compare("gru backward da", got[0].a, d.a, precision.tolerance);
+        compare(name + " backward dE", got[0].E, d.E, precision.tolerance);
+        compare(name + " backward da", got[0].a, d.a, precision.tolerance);
     }
-    compare("gru backward ds0", got[0].s0, d.s0, precision.tolerance);
-    compare("gru backward dU", got[0].U, d.U, precision.tolerance);
-    compare("gru backward dW", got[0].W, d.W, precision.tolerance);
-    compare("gru backward db", got[0].b, d.b, precision.tolerance);
+    compare(name + " backward ds0", got[0].s0, d.s0, precision.tolerance);
+    compare(name + " backward dU", got[0].U, d.U, precision.tolerance);
+    compare(name + " backward dW", got[0].W, d.W, precision.tolerance);
+    compare(name + " backward db", got[0].b, d.b, precision.tolerance);
     same("gru backward: the same bits with any number of threads",
          got[0].X == got[1].X && got[0].E == got[1].E && got[0].a == got[1].a && got[0].s0 == got[1].s0 && got[0].U == got[1].U &&
              got[0].W == got[1].W && got[0].b == got[1].b);
@@ -301,7 +325,7 @@ void test_gru(const Precision& precision, int threads) {
 // The loops above against each other: the gradient of sum(dS * S) is what central differences say.
 void test_the_gradients_of_the_loops() {
     situation = "the loops in float64";
-    const Layer l(3, 2, 4, 5, 1, RNGRU_VECTORS, 0.5);
+    const Layer l(FLOAT32, 3, 2, 4, 5, 1, RNGRU_VECTORS, 0.5);
     const Doubles dS = drawn(l.T * l.B * l.H).doubles();
     Doubles values[] = {l.s0.doubles(), l.U.doubles(), l.W.doubles(), l.b.doubles()};
     const States states = forward(l, values[0], values[1], values[2], values[3]);
@@ -546,7 +570,7 @@ void test_sample(const Precision& precision, int threads) {
     const int64_t K = encoded ? H : N;
     std::vector<Layer> layers;
     for (int64_t i = 0; i < L; ++i)
-        layers.emplace_back(1, n, i ? H : K, H, N, i ? RNGRU_VECTORS : encoded ? RNGRU_ENCODED : RNGRU_ONEHOT, 1);
+        layers.emplace_back(precision, 1, n, i ? H : K, H, N, i ? RNGRU_VECTORS : encoded ? RNGRU_ENCODED : RNGRU_ONEHOT, 1);
     const Floats Wv = drawn(H * N, 4 * sqrt(3. / (double)H)), c = drawn(N, 2);
     Array<uint8_t> allowed(N);
     for (int64_t v = 0; v < N; ++v) allowed[v] = below(5) > 0;
@@ -588,7 +612,7 @@ void test_sample(const Precision& precision, int threads) {
                     const Layer& l = layers[(size_t)i];
                     double* const state = &expected[(size_t)((i * n + text) * H)];
                     const Doubles s(state, state + H);
-                    step(l.K, H, x.data(), s.data(), l.U.doubles(), l.W.doubles(), l.b.doubles(), state, gates.data());
+                    step(precision, l.K, H, x.data(), s.data(), l.U.doubles(), l.W.doubles(), l.b.doubles(), state, gates.data());
                     x.assign(state, state + H);
                 }
                 for (int64_t v = 0; v < N; ++v) {
@@ -615,7 +639,7 @@ void test_two_callers() {
     situation = "two callers at once";
     rngru_set_threads(3);
     rngru_profile(1);
-    const Layer l(20, 16, 64, 64, 1, RNGRU_VECTORS, 1);
+    const Layer l(FLOAT32, 20, 16, 64, 64, 1, RNGRU_VECTORS, 1);
     Floats S[2], G[2];
     std::vector<std::thread> callers;
     for (int i = 0; i < 2; ++i)
@@ -627,7 +651,7 @@ void test_two_callers() {
         });
     for (std::thread& caller : callers) caller.join();
     same("two callers get the same", S[0] == S[1] && G[0] == G[1]);
-    compare("gru forward S", S[0], forward(l, l.s0.doubles(), l.U.doubles(), l.W.doubles(), l.b.doubles()).S, FLOAT32.tolerance);
+    compare("gru float32 forward S", S[0], forward(l, l.s0.doubles(), l.U.doubles(), l.W.doubles(), l.b.doubles()).S, FLOAT32.tolerance);
     rngru_profile(0);
 }
 }  // namespace
@@ -638,16 +662,17 @@ int main(int count, char** arguments) {
     test_the_gradients_of_the_loops();
     test_the_words_of_the_loop();
     test_two_callers();
-    for (const Precision& precision : {FLOAT32})
-        for (int i = 0; i < cases; ++i) {
-            const int threads = 1 + i % 4;
+    for (int i = 0; i < cases; ++i) {
+        const int threads = 1 + i % 4;
+        for (const Precision* precision : {&FLOAT32, &BFLOAT16}) {
             rngru_set_threads(threads);
-            test_gru(precision, threads);
-            test_softmax_loss(precision, threads, i % 40 == 7);
-            test_update(threads);
-            test_dropout(threads);
-            test_sample(precision, threads);
+            test_gru(*precision, threads);
         }
+        test_softmax_loss(FLOAT32, threads, i % 40 == 7);
+        test_update(threads);
+        test_dropout(threads);
+        test_sample(FLOAT32, threads);
+    }
     for (const auto& each : worst) printf("%-32s %.2g\n", each.first.c_str(), each.second);
     printf("%s kernels, %d cases: %s\n", rngru_isa(), cases, failures ? "FAILED" : "all right");
     return failures > 0;

@@ -1,16 +1,32 @@
-"""The native kernels against the Ops' NumPy `perform`: every instruction set that this processor has."""
+"""The native kernels against the Ops' NumPy `perform`; among the long tests, for every instruction set that this processor has."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+import compiler
 import engine
+import native
 import ops
 from conftest import kernel, perform, rates, symbol
 from engine import T, theano
-from kernelcases import (LAYOUTS, RULES, SIZES, SOURCES, assert_close, fenced_kernel, gradcase, grucase, laid_out, laid_out_each,
+from kernelcases import (KERNELS, LAYOUTS, RULES, SIZES, SOURCES, assert_close, fenced_kernel, gradcase, grucase, laid_out, laid_out_each,
                          losscase, needskernels, truth, updatecase)
 from update import RATES, Update
+
+BEST, *OTHERS = compiler.instructionsets()
+
+
+@pytest.fixture(autouse=True, scope='module', params=[BEST, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
+def instructionset(request):
+    """All of these tests for one set, then for the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        if KERNELS is not None and request.param != BEST:
+            if engine.name == 'theano':
+                pytest.skip('the kernels know no engine: the tests on PyTensor compile them all')
+            kernels = native.load(request.param)
+            patch.setattr(native, 'library', lambda: kernels)
+        yield
 
 # --- Values -----------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-"""The kernels against plain loops in float64, in C++ alone (`kernels.cpp`): every instruction set that this processor has, the shapes
-of those that it lacks, another compiler, sanitizers, and Arm emulated.
+"""Kernels for every instruction set that this processor has, for the shapes of one that it lacks, by another compiler, under sanitizers,
+and for Arm, emulated: against NumPy (all of `test_kernels` among the long tests) and by `kernels.cpp` against plain loops in float64.
 """
 
 import os
@@ -13,13 +13,44 @@ import pytest
 
 import compiler
 import engine
-from kernelcases import CXX, needscompiler
+import native
+import ops
+from conftest import kernel, perform
+from kernelcases import (CXX, KERNELS, RULES, SOURCES, assert_close, finished, gradcase, grucase, losscase, needscompiler, process, truth,
+                         updatecase)
+from update import Update
 
-pytestmark = [needscompiler, pytest.mark.skipif(engine.name == 'theano', reason='the driver knows no engine: PyTensor\'s tests run it')]
+pytestmark = [needscompiler, pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here'),
+              pytest.mark.skipif(engine.name == 'theano', reason='the kernels know no engine: the tests on PyTensor compile them all')]
 DRIVER = Path(__file__).parent / 'kernels.cpp'
-BEST = compiler.instructionsets()[0]
+BEST, *OTHERS = compiler.instructionsets()
 OPTIONS = ['-std=c++17', '-pthread']
 
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_a_set_asked_for_by_name_is_what_computes(name):
+    out = finished(process('print(native.describe())', RN_GRU_KERNELS=name.lower(), RN_GRU_THREADS='1'))
+    assert out.splitlines()[-1] == f'{name} kernels, 1 thread'
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_kernels_for_every_set_agree_with_numpy(monkeypatch, name):
+    kernels = native.load(name)
+    monkeypatch.setattr(native, 'library', lambda: kernels)
+    for seed, shape in enumerate([dict(T=1, B=1, K=1, H=1, V=1), dict(T=4, B=7, K=17, H=33, V=9), dict(T=3, B=13, K=64, H=100, V=70)]):
+        for source in SOURCES:
+            for op, case in ((ops.GRU(source), grucase), (ops.GRUGrad(source), gradcase)):
+                inputs = case(source, seed=seed, **shape)
+                assert_close(kernel(op, inputs), truth(op, inputs))
+        op, inputs = ops.SoftmaxLoss(True), losscase(*(shape[letter] for letter in 'TBHV'), seed=seed)
+        assert_close(kernel(op, inputs), truth(op, inputs), atol=3e-7)
+    for optimizer, clipping, averaged in RULES:
+        op, inputs = Update(optimizer, clipping, averaged, 2), updatecase([(17, 65), (3,)], 0, 1, optimizer, averaged)
+        expected = perform(op, *(i.astype('float64') for i in inputs))
+        assert_close(kernel(op, inputs), expected, atol=1e-7)
+
+
+# --- By the driver ------------------------------------------------------------------------------------------------------
 
 def flags(name):
     """The compiler's flags for the instruction set of this name, without those that not every compiler knows."""
@@ -57,7 +88,7 @@ def driver(tmp_path_factory):
     return target
 
 
-@pytest.mark.parametrize('name', compiler.instructionsets())
+@pytest.mark.parametrize('name', [BEST, *OTHERS])
 def test_the_kernels_of_every_instruction_set_agree_with_plain_loops(driver, tmp_path, name):
     """The library as it is used."""
     library = compiler.compiled(name)
@@ -69,7 +100,7 @@ def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path):
     passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16')], 'emulated', 40)
 
 
-@pytest.mark.parametrize('name', [BEST] + [pytest.param(name, marks=pytest.mark.long) for name in compiler.instructionsets()[1:]])
+@pytest.mark.parametrize('name', [BEST] + [pytest.param(name, marks=pytest.mark.long) for name in OTHERS])
 def test_kernels_compiled_by_clang_agree_with_plain_loops(tmp_path, name):
     if not shutil.which('clang++'):
         pytest.skip('there is no clang++ here')
@@ -82,7 +113,7 @@ SANITIZERS = {'address': ['-fsanitize=address'], 'undefined': ['-fsanitize=undef
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', [*compiler.instructionsets(), 'emulated'])
+@pytest.mark.parametrize('name', [BEST, *OTHERS, 'emulated'])
 @pytest.mark.parametrize('sanitizer', SANITIZERS)
 def test_no_sanitizer_finds_anything(tmp_path, sanitizer, name):
     try:
@@ -100,3 +131,16 @@ def test_the_kernels_for_arm_agree_with_plain_loops_on_an_emulated_processor(tmp
     if not shutil.which(cross) or not shutil.which(emulator):
         pytest.skip(f'there is no {cross} or no {emulator} here')
     passes([emulator, built(tmp_path, [cross], '-O2', '-static')], 'NEON', 100)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('command', ['g++', 'clang++'])
+@pytest.mark.parametrize('given', [given for name, _, given in compiler.X86 if name == 'AVX-512'], ids=['with bfloat16', 'plain'])
+def test_the_kernels_for_avx512_compile_without_a_warning(tmp_path, command, given):
+    """All that can be said of them on a processor without."""
+    if not shutil.which(command) or 'x86_64' not in done([command, '-dumpmachine']):
+        pytest.skip(f'there is no {command} for x86 here')
+    if not compiler._knows([command], given):
+        pytest.skip(f'{command} does not know these flags')
+    for source in sorted(compiler.SOURCES.glob('*.cpp')):
+        done([command, *compiler.FLAGS, *given, '-Wall', '-Wextra', '-Werror', '-c', source, '-o', tmp_path / 'object.o'])
