@@ -97,14 +97,14 @@ def test_the_kernels_of_every_instruction_set_agree_with_plain_loops(driver, tmp
 
 
 def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path):
-    passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16')], 'emulated', 40)
+    passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16')], 'emulated', 20)
 
 
 @pytest.mark.parametrize('name', [BEST] + [pytest.param(name, marks=pytest.mark.long) for name in OTHERS])
 def test_kernels_compiled_by_clang_agree_with_plain_loops(tmp_path, name):
     if not shutil.which('clang++'):
         pytest.skip('there is no clang++ here')
-    passes([built(tmp_path, ['clang++'], '-O1', *flags(name))], name, 40)
+    passes([built(tmp_path, ['clang++'], '-O1', *flags(name))], name, 20)
 
 
 # What a sanitizer finds ends the driver with its report.
