@@ -29,6 +29,7 @@ API int rngru_dropout() { return 0; }
 API int rngru_sample() { return 0; }
 API long long rngru_sample_kept() { return 0; }
 API const char* rngru_isa() { return NAME; }
+API int rngru_accelerates(int) { return 0; }
 API void rngru_profile(int) {}
 API int rngru_set_threads(int n) { return n < 1 ? 1 : n; }
 API int rngru_get_threads() { return 1; }
