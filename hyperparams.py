@@ -8,7 +8,7 @@ from functools import wraps
 
 import numpy as np
 
-from errors import checkint, checkreal, short
+from errors import checkbool, checkint, checkreal, short
 
 # What only some optimizers read.
 READERS = {'decay': ('rmsprop',), 'beta1': ('adam', 'adamw'), 'beta2': ('adam', 'adamw'), 'momentum': ('sgd',), 'weight_decay': ('adamw',)}
@@ -25,6 +25,11 @@ def _choice(comment, *choices, forgood=''):
     return field(default=choices[0], metadata={'comment': comment, 'choices': choices, 'forgood': forgood})
 
 
+def _switch(comment, forgood=''):
+    """A field that is True or False, False by default."""
+    return field(default=False, metadata={'comment': comment, 'forgood': forgood})
+
+
 @dataclass
 class HyperParams:
     """A network's hyperparameters.
@@ -38,8 +43,8 @@ class HyperParams:
         # and keeps the parameters
         ms.hyper.optimizer = 'adam'
 
-    layers, state_size, init and valid_frac are set once, when the model
-    is made.
+    layers, state_size, layernorm, init and valid_frac are set once, when
+    the model is made.
     A wrong name raises TypeError (AttributeError where it is assigned)
     and names the nearest right one; a value of the wrong type raises
     TypeError, one out of range ValueError.
@@ -58,6 +63,7 @@ class HyperParams:
     clipping: str = _choice('what `clip` bounds, each element of the gradient or its norm over all parameters', 'value', 'norm')
     clip: float = _hyper(5.0, 'the bound beyond which a gradient is clipped', islowallowed=False)
     dropout: float = _hyper(0.0, 'share of the values between layers that a training step sets to 0', high=1)
+    layernorm: bool = _switch("each layer's output is normalised on its way to the next one and out", forgood='it shapes the network')
     ema: float = _hyper(0.0, 'share of the running mean of the parameters, which then generates text, that a step keeps; 0: none', high=1)
     precision: str = _choice('operands of the products in training, where the processor has bfloat16', 'float32', 'bfloat16')
     init: str = _choice('first recurrent weights', 'uniform', 'orthogonal', forgood='the first parameters were drawn by it')
@@ -92,6 +98,8 @@ def _checked(f, value):
         if value not in choices:
             raise ValueError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
         return str(value)
+    if isinstance(f.default, bool):
+        return checkbool(f.name, value)
     low, high, islowallowed = (f.metadata[name] for name in ('low', 'high', 'islowallowed'))
     if isinstance(f.default, int):
         return checkint(f.name, value, low, high - 1)
@@ -124,6 +132,8 @@ def checkgiven(given):
         if optimizer not in READERS.get(name, (optimizer,)):
             raise ValueError(f'{name}={short(given[name])} does nothing with optimizer={optimizer!r}: leave it out, or set optimizer='
                              f'{" or ".join(map(repr, READERS[name]))}')
+    if given.get('layernorm') and given.get('state_size') == 1:
+        raise ValueError('layernorm=True leaves nothing of a single unit, got state_size=1: use a larger one, or leave layernorm out')
 
 
 def _unknown(name, others=()):

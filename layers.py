@@ -23,6 +23,7 @@ from dropout import Dropout
 from engine import T, theano
 from errors import short
 from hyperparams import HyperParams
+from layernorm import LayerNorm, normalised
 from sampling import SampleText
 from update import CACHES, Update
 
@@ -57,6 +58,7 @@ class ModelParams:
     columns in the order z, r, h (see `ops`); the output layer's `V` (H, V) and `c` (V,); a model type adds its own.
     Initial weights are uniform within +-sqrt(1 / number of rows), biases zero (LeCun et al. 1998, Efficient BackProp, 4.6);
     with init='orthogonal' the blocks z, r and h of every W{l} are orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
+    With layernorm=True each layer passes its states up normalised (see `layernorm`), which adds no parameters.
 
     Caches, as many numbers as parameters each: `m` + name, mean squared gradients (RMSProp, Adam, AdamW); `g` + name, mean gradients (Adam,
     AdamW) or velocities (SGD); `e` + name, with ema the running mean of the parameters, which generates text and is validated.
@@ -64,7 +66,7 @@ class ModelParams:
     training, `seconds` the time that it took.
 
     Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches;
-    with dropout 4 T B 2 L H more; with NumPy up to half as much again.
+    with dropout 4 T B 2 L H more, with layernorm too; with NumPy up to half as much again.
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
@@ -72,11 +74,12 @@ class ModelParams:
     BYCHARACTER = {'V': 1, 'c': 0}  # parameters with an entry for each character, and the axis of it; a model type adds its own
 
     def __init__(self, vocab, layers, state_size, seed, hyper=None):
-        """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from; hyper (HyperParams): init and what `prepare`
-        reads, None: the defaults. MemoryError for a network beyond this machine.
+        """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from; hyper (HyperParams): init, layernorm and
+        what `prepare` reads, None: the defaults. MemoryError for a network beyond this machine.
         """
         hyper = hyper or HyperParams()
         self.vocab, self.layers, self.state_size, self.seed = vocab, layers, state_size, seed
+        self.layernorm = hyper.layernorm
         self.checkmemory(vocab, layers, state_size, hyper=hyper)
         self.shapes = self.shapesof(vocab, layers, state_size)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
@@ -117,8 +120,10 @@ class ModelParams:
         """MemoryError for a network, or for batches of its training as `hyper` has it, that this machine can't hold."""
         L, H = layers, state_size
         count = cls.count(vocab, L, H)
-        settings = Settings.of(hyper or HyperParams())
-        needed = 4 * (batchsize * seq_len * ((10 if settings.dropout else 8) * L * H + 8 * H) + (3 + len(settings.kinds)) * count)
+        hyper = hyper or HyperParams()
+        settings = Settings.of(hyper)
+        perlayer = 8 + 2 * settings.dropout + 2 * hyper.layernorm
+        needed = 4 * (batchsize * seq_len * (perlayer * L * H + 8 * H) + (3 + len(settings.kinds)) * count)
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         if needed > memory:
             raise MemoryError(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters takes about '
@@ -271,16 +276,24 @@ class ModelParams:
         return ops.GRU(kind, self.precision)(*inputs, s0, U, W, b)[:2]
 
     def _stack(self, x, s0s, dropout=None):
-        """(states, lasts): each layer's S (T, B, H) and last state (B, H), as lists, for x (T, B) and a list of s0 (B, H).
+        """(states, top, lasts): each layer's S (T, B, H), a list; what the output layer reads (T, B, H); each layer's last state (B, H), a
+        list; for x (T, B) and a list of s0 (B, H).
 
-        dropout: (p, seed, updates) of `Dropout`, which each S then passes on its way up; the last states don't.
+        With layernorm each S passes `LayerNorm` on its way up, to the next layer and to the output layer, and with dropout, its (p, seed,
+        updates), then `Dropout`; states and lasts don't.
         """
-        states, lasts = [], []
+        states, lasts, passed = [], [], x
         for l, s0 in enumerate(s0s):
-            S, last = self._layer(l, states[-1] if l else x, s0)
-            states.append(Dropout(l)(S, *dropout) if dropout else S)
+            S, last = self._layer(l, passed, s0)
+            states.append(S)
             lasts.append(last)
-        return states, lasts
+            passed = LayerNorm()(S) if self.layernorm else S
+            passed = Dropout(l)(passed, *dropout) if dropout else passed
+        return states, passed, lasts
+
+    def passedup(self, S):
+        """What the layer above, or the output layer, reads of a layer's states S (..., H), arrays both."""
+        return normalised(S) if self.layernorm else S
 
     def forward(self, x, s0):
         """Expressions for (logits (T, B, V), laststate (L, B, H)) of characters x (T, B), integers, behind states s0 (L, B, H).
@@ -288,8 +301,8 @@ class ModelParams:
         Differentiable in the parameters and in s0.
         """
         x, s0 = T.as_tensor_variable(x), T.as_tensor_variable(s0)
-        states, lasts = self._stack(x, [s0[l] for l in range(self.layers)])
-        rows = states[-1].reshape((x.shape[0] * x.shape[1], self.state_size))
+        _, top, lasts = self._stack(x, [s0[l] for l in range(self.layers)])
+        rows = top.reshape((x.shape[0] * x.shape[1], self.state_size))
         logits = T.dot(rows, self.params['V']) + self.params['c']
         return logits.reshape((x.shape[0], x.shape[1], self.vocab)), T.stack(lasts)
 
@@ -299,8 +312,8 @@ class ModelParams:
         s0s, last states: lists of (B, H), one a layer. `gradients=True` where the loss will be differentiated: the same, faster.
         dropout: None, or scalars (p, seed, updates), see `dropout.Dropout`: each layer's output with a share p of it dropped, for training.
         """
-        states, lasts = self._stack(x, s0s, dropout)
-        loss = ops.SoftmaxLoss(gradients)(states[-1], self.params['V'], self.params['c'], y)
+        _, top, lasts = self._stack(x, s0s, dropout)
+        loss = ops.SoftmaxLoss(gradients)(top, self.params['V'], self.params['c'], y)
         return (loss[0] if gradients else loss), lasts
 
     def cost(self, x, y, s0s, regcost):
@@ -382,7 +395,7 @@ class ModelParams:
 
         def graph(network):
             inputs = [T.TensorType(dtype, (None,) * ndim)() for dtype, ndim in zip(types, (1, 2, 0, 0, 0, 0, 1, 3))]
-            return inputs, SampleText(self.source == 'encoded')(*inputs, *network.params.values())
+            return inputs, SampleText(self.source == 'encoded', layernorm=self.layernorm)(*inputs, *network.params.values())
         f = self._reading('generation', graph)
         return lambda *values: f(*(np.asarray(value, dtype) for value, dtype in zip(values, types)))
 

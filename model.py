@@ -201,8 +201,9 @@ class ModelState:
 
     def _describe(self):
         """One line: the network, its size, the text's."""
-        count = MODELTYPES[self.modeltype].count(len(self.charset), self.hyper.layers, self.hyper.state_size)
-        return (f'{self.modeltype} {self.hyper.layers} x {self.hyper.state_size}, {count:,} parameters; '
+        layers, size, layernorm = self.hyper.layers, self.hyper.state_size, ' with layernorm' * self.hyper.layernorm
+        count = MODELTYPES[self.modeltype].count(len(self.charset), layers, size)
+        return (f'{self.modeltype} {layers} x {size}{layernorm}, {count:,} parameters; '
                 f'{self.numchars:,} characters, {len(self.charset):,} different')
 
     @property

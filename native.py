@@ -44,7 +44,7 @@ class Sampler(ctypes.Structure):
     """`rngru_sampler` of kernels/rngru.h."""
 
     _fields_ = ([(name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps')]
-                + [('input', ctypes.c_int), ('temp', ctypes.c_double), ('top_k', ctypes.c_int64),
+                + [('input', ctypes.c_int), ('layernorm', ctypes.c_int), ('temp', ctypes.c_double), ('top_k', ctypes.c_int64),
                    ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
                 + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms',
                                                         'states', 'chars', 'out', 'kept')])
@@ -199,12 +199,24 @@ def dropout(S, out, threshold, scale, seed, updates, layer):
     _call(library().rngru_dropout, S.size, _address(S), _address(out), threshold, scale, seed, updates, layer)
 
 
-def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, allowed, states, kept=None):
+def layernorm(S, out):
+    """Fill `out`, a C-contiguous array of S's shape (T, B, H), as `layernorm.LayerNorm` says."""
+    S = np.ascontiguousarray(S)
+    _call(library().rngru_layer_norm, S.size // S.shape[-1], S.shape[-1], _address(S), _address(out))
+
+
+def layernormgrad(S, dN, dS):
+    """Fill dS, a C-contiguous array of S's shape (T, B, H), as `layernorm.LayerNormGrad` says."""
+    S, dN = np.ascontiguousarray(S), np.ascontiguousarray(dN)
+    _call(library().rngru_layer_norm_gradient, S.size // S.shape[-1], S.shape[-1], _address(S), _address(dN), _address(dS))
+
+
+def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, allowed, states, kept=None, layernorm=False):
     """Draw characters: (their indices (n, steps) int32, the packed weights for the next call's `kept`, or None where a logit is no number).
 
     source: [] (one-hot) or [E, a]; layers: (U, W, b) of each; chars (n,) int32, read first; uniforms (n, steps) float64; top_k in 1 .. V;
     allowed (V,) uint8; states (L, n, H), which is changed. kept: what a call for a network of this shape gave; weights that have
-    changed since are packed again.
+    changed since are packed again. layernorm: whether a layer's state is read from above as `layernorm.LayerNorm` passes it.
     """
     source, (V, c) = [np.ascontiguousarray(i) for i in source], [np.ascontiguousarray(i) for i in (V, c)]
     layers = [[np.ascontiguousarray(i) for i in layer] for layer in layers]
@@ -212,8 +224,9 @@ def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, all
     n, steps = uniforms.shape
     drawn = np.empty((n, steps), np.int32)
     pointers = [(ctypes.c_void_p * len(layers))(*(_address(i) for i in arrays)) for arrays in zip(*layers)]
-    sampler = Sampler(L=len(layers), H=len(V), K=len(layers[0][0]), N=len(c), n=n, steps=steps, input=2 if source else 1, temp=temp,
-                      top_k=top_k, top_p=top_p, min_p=min_p, Wv=_address(V), c=_address(c), allowed=_address(allowed),
+    sampler = Sampler(L=len(layers), H=len(V), K=len(layers[0][0]), N=len(c), n=n, steps=steps, input=2 if source else 1,
+                      layernorm=layernorm, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, Wv=_address(V), c=_address(c),
+                      allowed=_address(allowed),
                       uniforms=_address(uniforms), states=_address(states), chars=_address(chars), out=_address(drawn))
     for name, pointer in zip('UWb', pointers):
         setattr(sampler, name, ctypes.addressof(pointer))
@@ -262,6 +275,8 @@ def _declare(kernels):
     kernels.rngru_softmax_loss.argtypes = [size, size, size] + [pointer] * 4 + [ctypes.POINTER(ctypes.c_double)] + [pointer] * 3
     kernels.rngru_update.argtypes = [ctypes.POINTER(Optimizer)]
     kernels.rngru_dropout.argtypes = [size, pointer, pointer, ctypes.c_uint32, ctypes.c_float] + [ctypes.c_uint64] * 2 + [ctypes.c_uint32]
+    kernels.rngru_layer_norm.argtypes = [size, size, pointer, pointer]
+    kernels.rngru_layer_norm_gradient.argtypes = [size, size, pointer, pointer, pointer]
     kernels.rngru_sample.argtypes = kernels.rngru_sample_kept.argtypes = [ctypes.POINTER(Sampler)]
     kernels.rngru_sample_kept.restype = size
     kernels.rngru_isa.restype = ctypes.c_char_p

@@ -78,7 +78,7 @@ def score(ms, text):
     done, total = 1, 0.0
     try:
         for S in readcharacters(model, codes[:-1, None], np.zeros((model.layers, 1, model.state_size), np.float32)):
-            logits = S[-1][:, 0] @ V + c
+            logits = model.passedup(S[-1])[:, 0] @ V + c
             highest = logits.max(1)
             targets = codes[done:done + len(logits)]
             shares[done:done + len(logits)] = (highest + np.log(np.exp(logits - highest[:, None]).sum(1))
@@ -140,7 +140,7 @@ def gates(model, x, states, compiled=True):
             is1, is0 = ((gate >= 1).sum(0), (gate <= 0).sum(0))
             counts[l] += is1[:H], is0[:H], is1[H:], is0[H:]
             low[l], high[l] = np.minimum(low[l], s.min((0, 1))), np.maximum(high[l], s.max((0, 1)))
-            below = s
+            below = model.passedup(s)
         states = [s[-1] for s in S]
     return [Gates(*share, spread) for share, spread in zip(counts / np.size(x), high - low)]
 

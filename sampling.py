@@ -4,6 +4,7 @@ import numpy as np
 
 import native
 from engine import Apply, Op, T
+from layernorm import normalised
 from ops import checkindices
 
 
@@ -14,17 +15,17 @@ class SampleText(Op):
     scalar (0: the most likely character); top_k >= 1, top_p in (0, 1], min_p in [0, 1], scalars that leave unlikely characters out, see
     `_draw` (V, 1 and 0 leave none out); allowed (V,), booleans: what may be drawn; s0 (L, n, H); then the model: E and a where it is
     `encoded`; U, W, b of each layer; V, c. Outputs: indices (n, steps) int32, without the first; the states (L, n, H) before the last
-    drawn ones are read.
+    drawn ones are read. With `layernorm` the layer above, or V, reads a layer's state as LayerNorm passes it on.
 
     Natively a text's characters depend, bit for bit, neither on how many others are drawn beside it nor on the number of threads.
     Cost: 12 L H^2 + 2 H V FLOP a character (less 6 H^2: the first layer's inputs are kept by character). One text reads all weights
     for each character, 4 bytes for 2 FLOP: the caches' speed is the limit; from about 16 on the arithmetic is.
     """
 
-    __props__ = ('encoded',)
+    __props__ = 'encoded', 'layernorm'
 
-    def __init__(self, encoded=True):
-        self.encoded = encoded
+    def __init__(self, encoded=True, layernorm=False):
+        self.encoded, self.layernorm = encoded, layernorm
 
     def make_node(self, *inputs):
         inputs = [T.as_tensor_variable(i) for i in inputs]
@@ -35,7 +36,7 @@ class SampleText(Op):
         forbidden = np.flatnonzero(~allowed.astype(bool))
         Wzrs = [np.ascontiguousarray(W[:, :2 * len(W)]) for _, W, _ in layers]
         Whs = [np.ascontiguousarray(W[:, 2 * len(W):]) for _, W, _ in layers]
-        H, states = len(V), list(s0)
+        H, states, passedup = len(V), list(s0), normalised if self.layernorm else lambda s: s
         drawn = np.empty(uniforms.shape, np.int32)
         for step in range(uniforms.shape[1]):
             U, _, b = layers[0]
@@ -43,11 +44,11 @@ class SampleText(Op):
             for l, (_, W, _) in enumerate(layers):
                 s = states[l]
                 if l:
-                    projection = states[l - 1] @ layers[l][0] + layers[l][2]
+                    projection = passedup(states[l - 1]) @ layers[l][0] + layers[l][2]
                 zr = np.minimum(np.maximum(0.2 * (projection[:, :2 * H] + s @ Wzrs[l]) + 0.5, 0), 1)
                 h = np.tanh(projection[:, 2 * H:] + (zr[:, H:] * s) @ Whs[l])
                 states[l] = h + zr[:, :H] * (s - h)
-            logits = (states[-1] @ V + c).astype(np.float64)
+            logits = (passedup(states[-1]) @ V + c).astype(np.float64)
             logits[:, forbidden] = -np.inf
             chars = drawn[:, step] = [_draw(row, uniform, temp, top_k, top_p, min_p) for row, uniform in zip(logits, uniforms[:, step])]
         outputs[0][0], outputs[1][0] = drawn, np.array(states, s0.dtype)
@@ -61,7 +62,7 @@ class SampleText(Op):
             shapes = [i.shape for i in inputs[8:]]
             packed, states = kept[1] if kept[0] == shapes else None, np.array(s0, order='C')
             drawn, packed = native.sample(*network, chars, uniforms, temp, top_k, top_p, min_p, (allowed != 0).view(np.uint8), states,
-                                          packed)
+                                          packed, self.layernorm)
             if packed is None:
                 raise _diverged()
             kept = shapes, packed

@@ -35,7 +35,7 @@ def settings(other, modeltype, hyper):
     """
     theirs = {'modeltype': other.modeltype, **other.hyper.facts()}
     for name, value in {'modeltype': modeltype, **hyper}.items():
-        if name in ('modeltype', 'layers', 'state_size') and value != theirs[name]:
+        if name in ('modeltype', 'layers', 'state_size', 'layernorm') and value != theirs[name]:
             raise ValueError(f"the model to start from has {name}={theirs[name]!r} for good, got {value!r}: leave {name} out, or start "
                              'from another model')
     return other.modeltype, HyperParams(**{**other.hyper.facts(), **hyper})

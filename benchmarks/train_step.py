@@ -103,6 +103,7 @@ def withcoretype(coretype, *setting):
 CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
 OPTIONS = {'rmsprop': {}, 'sgd': {'optimizer': 'sgd'}, 'adam': {'optimizer': 'adam'}, 'adamw': {'optimizer': 'adamw'},
            'clipping by norm': {'clipping': 'norm'}, 'dropout': {'dropout': 0.2}, 'ema': {'ema': 0.999}, 'regcost': {'regcost': 0.2},
+           'layernorm': {'layernorm': True},
            'adamw and all': {'optimizer': 'adamw', 'clipping': 'norm', 'dropout': 0.2, 'ema': 0.999, 'regcost': 0.2}}
 
 # For each instruction set processors that had no better one, by OpenBLAS's names: it has kernels of their own for these.

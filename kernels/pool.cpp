@@ -118,7 +118,7 @@ void prepare() {
 bool profiling = false;
 double seconds[PHASES];
 const char* const phase_names[PHASES] = {"pack weights", "table", "inputs x U", "forward steps", "backward steps",
-                                         "dX, dU, dW", "output layer", "update", "dropout"};
+                                         "dX, dU, dW", "output layer", "update", "dropout", "layer norm"};
 }  // namespace
 
 Call::Call() {

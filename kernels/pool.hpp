@@ -64,7 +64,7 @@ public:
 };
 extern Scratch scratch;
 
-enum Phase { PACK, TABLE, INPUTS, FORWARD, BACKWARD, WEIGHTS, OUTPUT, UPDATE, DROPOUT, PHASES };
+enum Phase { PACK, TABLE, INPUTS, FORWARD, BACKWARD, WEIGHTS, OUTPUT, UPDATE, DROPOUT, LAYERNORM, PHASES };
 
 // Adds the time that it lives to a phase, where somebody asked for the profile.
 class Timer {

@@ -7,7 +7,7 @@
  * Results do not depend on the number of threads, bit for bit.
  *
  *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden \
- *       kernels/{gemm,forward,backward,output,update,dropout,sample,pool,processors}.cpp -o librngru.so
+ *       kernels/{gemm,forward,backward,output,update,dropout,layernorm,sample,pool,processors}.cpp -o librngru.so
  */
 #ifndef RNGRU_H
 #define RNGRU_H
@@ -88,11 +88,17 @@ RNGRU_API int rngru_update(rngru_optimizer *optimizer);
 RNGRU_API int rngru_dropout(int64_t n, const float *S, float *out, uint32_t threshold, float scale, uint64_t seed, uint64_t updates,
                             uint32_t layer);
 
+/* N (M, H): each row of S (M, H) with mean 0 and variance 1, (S - mean) / sqrt(variance + 1e-5); and the gradient dS (M, H) of a cost
+ * whose gradient in N is dN (M, H). N may be S, dS may be dN. */
+RNGRU_API int rngru_layer_norm(int64_t M, int64_t H, const float *S, float *N);
+RNGRU_API int rngru_layer_norm_gradient(int64_t M, int64_t H, const float *S, const float *dN, float *dS);
+
 /* Characters drawn one after another, n texts at once: each from softmax(logits / temp) behind the one before, of what top_k, top_p
  * and min_p leave of it (draw.hpp), the first index in 0 .. N - 1 at which the cumulated softmax (float64) exceeds the step's uniform. */
 typedef struct rngru_sampler {
     int64_t L, H, K, N, n, steps;
     int input;                      /* RNGRU_ONEHOT (K = N) or RNGRU_ENCODED */
+    int layernorm;                  /* not 0: the layer above, and Wv, read a layer's state as rngru_layer_norm makes it */
     double temp;                    /* 0: the most likely character */
     int64_t top_k;                  /* at least 1; N: all */
     double top_p, min_p;            /* in (0, 1], in [0, 1] */

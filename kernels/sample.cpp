@@ -6,8 +6,8 @@
 // FLOP as weights a character, by register tiles of texts by columns. The sums of a text do not depend on how many there are.
 //
 // The columns are cut into parts, as many as there are threads: the same columns of every gate, so that a thread waits for the
-// others only where a vector is read that all have written: twice a layer and once for the logits. Of one text each thread draws,
-// from the same logits the same character; many texts they share out, and wait once more.
+// others only where a vector is read that all have written: twice a layer and once for the logits. Of one text each thread normalises
+// the same states, and draws the same character from the same logits; many texts they share out, and wait once more.
 // Where other programs keep the processors busy, waiting for a thread that does not run takes longer than its work: then one
 // thread does all parts, as long as it is faster so.
 #include <math.h>
@@ -19,6 +19,7 @@
 #include <initializer_list>
 
 #include "draw.hpp"
+#include "layernorm.hpp"
 #include "pool.hpp"
 #include "rngru.h"
 #include "tile.hpp"
@@ -179,6 +180,7 @@ struct Sampler {
     float *table;    // (N, 3, HP): x U + b of the first layer
     float *firsts, *layers, *outputs;
     // Scratch
+    float* passed;  // (n, HP), one text's (MOST, HP): with layernorm a layer's states as they are read from above
     float *states, *rs, *z, *h, *bias, *c, *logits, *x, *inputs;
     const float** rows_in;  // (MOST, n): x U + b of each text, the first layer's
     float* shares;          // room for the draws of MOST threads
@@ -211,6 +213,7 @@ struct Sampler {
     template <class Take>
     void lay_out(Take take) {
         take(states, L * n * HP);
+        take(passed, m.layernorm ? (n > 1 ? n : MOST) * HP : 0);
         take(rs, n * HP);
         take(z, n * HP);
         take(h, n * HP);
@@ -341,11 +344,10 @@ struct Sampler {
         return p;
     }
 
-    // z, r * s and what of h's sum does not depend on them.
-    void gates(int part, int64_t l, const int32_t* characters) {
+    // z, r * s and what of h's sum does not depend on them. below: what the layer below passes up.
+    void gates(int part, int64_t l, const int32_t* characters, const float* below) {
         const Columns& own = columns[part];
         const float* const s = states + l * n * HP;
-        const float* const below = l ? s - n * HP : s;
         const float** const in = rows_in + part * lines(n);
         for (int64_t i = 0; i < n; ++i) in[i] = l ? bias + l * 3 * HP : first_input(part, i, characters[i]);
         const float* p = multiply_all(own, panels(own, l, 0), n, l ? H : 0, below, H, s, in, 0, z, HP);
@@ -372,11 +374,11 @@ struct Sampler {
             }
     }
 
-    void output(int part) {
+    void output(int part, const float* top) {
         const Columns& own = logit_columns[part];
         const float** const in = rows_in + part * lines(n);
         for (int64_t i = 0; i < n; ++i) in[i] = c;
-        multiply_all(own, outputs + own.from * H, n, H, states + (L - 1) * n * HP, 0, states, in, 0, logits, VP);
+        multiply_all(own, outputs + own.from * H, n, H, top, 0, top, in, 0, logits, VP);
     }
 
     // A thread's part of the steps from `step` to `stop`; the first thread may set `stop` lower on the way.
@@ -384,19 +386,26 @@ struct Sampler {
         const int first = parts * thread / threads, last = parts * (thread + 1) / threads;
         const int64_t from = n > 1 ? n * thread / threads : 0, to = n > 1 ? n * (thread + 1) / threads : n;
         int32_t* const read = characters + (n > 1 ? 0 : thread * lines(n));
+        float* const normal = passed + (n > 1 ? 0 : thread) * HP;
         Draw draw(m, shares + thread * Draw::floats(N));
         double before = threads > 1 && thread == 0 ? now() : 0, behind = 0;
         int64_t round = 0, t = step;
         memcpy(read + from, m.chars + from, (size_t)(to - from) * sizeof(int32_t));
         if (n > 1) barrier.wait(threads, round);
         for (bool more = t < stop; more; ++t) {
+            const float* below = states;
             for (int64_t l = 0; l < L; ++l) {
-                for (int part = first; part < last; ++part) gates(part, l, read);
+                for (int part = first; part < last; ++part) gates(part, l, read, below);
                 barrier.wait(threads, round);
                 for (int part = first; part < last; ++part) next_state(part, l);
                 barrier.wait(threads, round);
+                below = states + l * n * HP;
+                if (!m.layernorm) continue;
+                for (int64_t i = from; i < to; ++i) normalise(below + i * HP, H, normal + i * HP);
+                if (n > 1) barrier.wait(threads, round);
+                below = normal;
             }
-            for (int part = first; part < last; ++part) output(part);
+            for (int part = first; part < last; ++part) output(part, below);
             if (threads > 1 && thread == 0) {
                 const double time = now();
                 behind += time - before - course->pace;

@@ -104,7 +104,18 @@ def naive_vectors(source, inputs):
     return X
 
 
-def naive_states(params, x, s0):
+def naive_layernorm(S):
+    """S (..., H) in float64, each row less its mean and over the root of its variance and 1e-5: row by row, number by number."""
+    out = np.array(S, np.float64)
+    for index in np.ndindex(*out.shape[:-1]):
+        row = out[index].tolist()
+        mean = sum(row) / len(row)
+        variance = sum((value - mean) ** 2 for value in row) / len(row)
+        out[index] = [(value - mean) / (variance + 1e-5) ** 0.5 for value in row]
+    return out
+
+
+def naive_states(params, x, s0, layernorm=False):
     """Every layer's states, a list of (T, B, H) in float64, of the network `params` (get_params' dict) over x (T, B) from s0 (L, B, H)."""
     if 'E' in params:
         X = naive_vectors('encoded', (x, params['E'], params['a']))
@@ -112,16 +123,18 @@ def naive_states(params, x, s0):
         X = naive_vectors('onehot', (x, params['U0'].shape[0]))
     states = []
     for l in range(len(s0)):
-        X = naive_gru(X, s0[l], params[f'U{l}'], params[f'W{l}'], params[f'b{l}'])
-        states.append(X)
+        S = naive_gru(X, s0[l], params[f'U{l}'], params[f'W{l}'], params[f'b{l}'])
+        states.append(S)
+        X = naive_layernorm(S) if layernorm else S
     return states
 
 
-def naive_logits(params, x, s0):
+def naive_logits(params, x, s0, layernorm=False):
     """(logits (T, B, V), last states (L, B, H)) in float64."""
-    states = naive_states(params, x, s0)
+    states = naive_states(params, x, s0, layernorm)
     V, c = np.asarray(params['V'], np.float64), np.asarray(params['c'], np.float64)
-    return np.einsum('tbh,hv->tbv', states[-1], V) + c, np.array([S[-1] for S in states])
+    top = naive_layernorm(states[-1]) if layernorm else states[-1]
+    return np.einsum('tbh,hv->tbv', top, V) + c, np.array([S[-1] for S in states])
 
 
 def naive_nll(logits, y):
@@ -148,11 +161,11 @@ def naive_kept(logits, allowed, temp=1.0, top_k=None, top_p=1.0, min_p=0.0):
     return {v: shares[v] for v in sorted(kept) if shares[v] >= min_p * shares[ranking[0]]}
 
 
-def naive_sample(params, s0, first, uniforms, temp, allowed, **steering):
+def naive_sample(params, s0, first, uniforms, temp, allowed, layernorm=False, **steering):
     """Indices and the state (L, H) before the last of them is read: the whole text through the naive GRU again for each draw."""
     read = [first]
     for uniform in uniforms:
-        logits, last = naive_logits(params, np.array(read)[:, None], s0[:, None, :])
+        logits, last = naive_logits(params, np.array(read)[:, None], s0[:, None, :], layernorm)
         logits = logits[-1, 0]
         if temp == 0:
             char = max((v for v in range(len(logits)) if allowed[v]), key=lambda v: logits[v])

@@ -99,6 +99,7 @@ def test_what_is_not_given_is_left_to_the_library_and_what_is_has_its_type():
                  '--save_every', '7', '--clear_state', '--layers=2', '-q', '--checkpoint', 'best') == {
         'seq_len': 50, 'learnrate': 0.001, 'keep': 3, 'init_checkpoint': False, 'encoding': '8', 'save_every': 7.0, 'clear_state': True,
         'layers': 2, 'quiet': True, 'checkpoint': 'best'}
+    assert given('train', 'a', 'b', '--layernorm')['layernorm'] is True and given('train', 'a', 'b', '--no-layernorm')['layernorm'] is False
     values = given('sample', 'a', '--n', '3', '--prime=--x y', '--until', '\n\n', '--top_p', '1', '--seed', '-1')
     assert values == {'n': 3, 'prime': '--x y', 'until': '\n\n', 'top_p': 1.0, 'seed': -1, 'quiet': False}
     assert type(values['top_p']) is float and type(values['n']) is int
@@ -193,6 +194,7 @@ def test_wrong_values_are_refused_in_the_librarys_sentence_with_exit_code_1(book
             (['score', work, path / 'text.txt', '--encoding', 'martian'], "unknown text encoding 'martian'"),
             (['info', tmp_path], 'holds no model'),
             (['train', work, '--layers', '3'], 'layers is 2 for good, it shapes the network'),
+            (['train', work, '--layernorm'], 'layernorm is False for good, it shapes the network'),
             (['train', work, '--learnrate', '-1'], 'learnrate must be more than 0'),
             (['train', work, '--momentum', '0.5'], "momentum=0.5 does nothing with optimizer='rmsprop'"),
             (['train', work, '--schedule', 'linea'], 'did you mean linear?'),

@@ -26,6 +26,8 @@ API int rngru_gru_backward(void*) { return 0; }
 API int rngru_softmax_loss() { return 0; }
 API int rngru_update() { return 0; }
 API int rngru_dropout() { return 0; }
+API int rngru_layer_norm() { return 0; }
+API int rngru_layer_norm_gradient() { return 0; }
 API int rngru_sample() { return 0; }
 API long long rngru_sample_kept() { return 0; }
 API const char* rngru_isa() { return NAME; }

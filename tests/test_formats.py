@@ -43,6 +43,7 @@ def test_an_old_directory_loads_and_goes_on(old):
         assert [checkpoint.kind, checkpoint.epoch, checkpoint.pos] == facts and abs(checkpoint.loss - loss) < 1e-6
         ms.restore(checkpoint.name)
         assert (ms.model.epoch, ms.model.pos, ms.hyper.learnrate) == (*facts[1:], rate)
+    assert ms.hyper.layernorm is ms.model.layernorm is False
     assert abs(np.abs(ms.model.get_params()['V']).sum() - V[name]) < 1e-4
     assert ms.sample(40, temp=0.7, seed=1) == SAMPLE[name]
     loss, _ = ms.model.evaluate(*ms.data.batch(1, 4), ms.model.get_state())

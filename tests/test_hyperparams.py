@@ -14,9 +14,11 @@ from hyperparams import HyperParams, checkgiven
     ('momentum', '0.9', TypeError, '0.9'),
     ('weight_decay', -1, ValueError, '-1'), ('clip', 0, ValueError, 'more than 0'), ('clip', float('inf'), ValueError, 'inf'),
     ('dropout', 1, ValueError, 'below 1'), ('ema', 1.0, ValueError, 'below 1'), ('ema', 0.99999999999, ValueError, 'below 1'),
-    ('valid_frac', 1, ValueError, 'below 1')])
+    ('valid_frac', 1, ValueError, 'below 1'),
+    ('layernorm', 'yes', TypeError, "True or False, got 'yes'"), ('layernorm', 1, TypeError, 'got 1')])
 def test_wrong_values_are_refused_in_one_sentence(name, value, error, said):
-    hyper = HyperParams(**({} if name in ('init', 'valid_frac') else {name: {'optimizer': 'sgd', 'clipping': 'norm'}.get(name, 0.5)}))
+    forgood = name in ('init', 'valid_frac', 'layernorm')
+    hyper = HyperParams(**({} if forgood else {name: {'optimizer': 'sgd', 'clipping': 'norm'}.get(name, 0.5)}))
     before = hyper.facts()
     for attempt in (lambda: HyperParams(**{name: value}), lambda: setattr(hyper, name, value)):
         with pytest.raises(error, match=said) as raised:
@@ -35,11 +37,12 @@ def test_a_wrong_name_is_told_the_right_one(name, value, error):
 def test_what_old_files_lack_has_its_default():
     hyper = HyperParams(**{'layers': 2, 'state_size': 4, 'learnrate': 0.01, 'decay': 0.9, 'regcost': 0.1})
     assert (hyper.optimizer, hyper.clipping, hyper.clip, hyper.init) == ('rmsprop', 'value', 5, 'uniform')
-    assert hyper.ema == hyper.dropout == hyper.valid_frac == 0
+    assert hyper.ema == hyper.dropout == hyper.valid_frac == 0 and hyper.layernorm is False
     assert HyperParams(**hyper.facts()) == hyper
 
 
-@pytest.mark.parametrize('name, value, other', [('init', 'orthogonal', 'uniform'), ('valid_frac', 0.1, 0.2), ('layers', 2, 3)])
+@pytest.mark.parametrize('name, value, other', [('init', 'orthogonal', 'uniform'), ('valid_frac', 0.1, 0.2), ('layers', 2, 3),
+                                               ('layernorm', True, False), ('layernorm', False, True)])
 def test_what_is_set_once_stays(name, value, other):
     hyper = HyperParams(**{name: value})
     setattr(hyper, name, value)
@@ -52,6 +55,7 @@ def test_what_is_set_once_stays(name, value, other):
     ({'optimizer': 'adam', 'momentum': 0.5}, "'sgd'"),
     ({'beta1': 0.5}, "'adam' or 'adamw'"), ({'beta2': 0.5, 'optimizer': 'sgd'}, "'adam' or 'adamw'"),
     ({'weight_decay': 0.1, 'optimizer': 'adam'}, "weight_decay=0.1 .*optimizer='adamw'"), ({'weight_decay': 0}, "'adamw'"),
+    ({'layernorm': True, 'state_size': 1}, 'state_size=1: use a larger one'),
     ({'optimizer': 'adam', 'decay': 0.9}, "'rmsprop'"), ({'optimizer': 'sgd', 'decay': 0.95}, "'rmsprop'")])
 def test_what_another_option_makes_useless_is_refused_in_one_sentence(given, said):
     with pytest.raises(ValueError, match=said) as raised:
@@ -59,7 +63,8 @@ def test_what_another_option_makes_useless_is_refused_in_one_sentence(given, sai
     assert '\n' not in str(raised.value)
 
 
-@pytest.mark.parametrize('given', [{}, {'decay': 0.9}, {'optimizer': 'rmsprop', 'decay': 0.9}, {'optimizer': 'sgd', 'momentum': 0.5},
+@pytest.mark.parametrize('given', [{}, {'decay': 0.9}, {'layernorm': True, 'state_size': 2}, {'layernorm': False, 'state_size': 1},
+                                   {'optimizer': 'rmsprop', 'decay': 0.9}, {'optimizer': 'sgd', 'momentum': 0.5},
                                    {'optimizer': 'adam', 'beta1': 0.5, 'beta2': 0.9},
                                    {'optimizer': 'adamw', 'beta1': 0.5, 'weight_decay': 0.1},
                                    {'optimizer': 'adam', 'clip': 1.0, 'clipping': 'norm', 'ema': 0.9, 'regcost': 0.1, 'layers': 2}])

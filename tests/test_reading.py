@@ -10,7 +10,7 @@ import pytest
 
 import reading
 import report
-from conftest import naive_logits, naive_states
+from conftest import naive_layernorm, naive_logits, naive_states
 from rn_rnn_char import ModelState
 
 TEXT = ''.join(f'{line}\n' for line in ('abc aab', 'baa cab', 'cc ab abba', 'bacca') * 15)
@@ -18,13 +18,14 @@ CHARS = '\ufffd\n abc'
 STARTS = {'a': 15, 'b': 30, 'c': 15}        # lines begin with them
 
 
-@pytest.fixture(scope='module', params=['GRUEncode', 'GRUResize'])
+@pytest.fixture(scope='module', params=[('GRUEncode', False), ('GRUResize', False), ('GRUEncode', True)],
+                ids=['GRUEncode', 'GRUResize', 'layernorm'])
 def ms(request, tmp_path_factory):
     """2 x 5 units, parameters drawn so that texts surprise it."""
-    directory = tmp_path_factory.mktemp('model')
+    directory, (modeltype, layernorm) = tmp_path_factory.mktemp('model'), request.param
     (directory / 'text').write_text(TEXT)
-    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', request.param, seq_len=10, layers=2, state_size=5, seed=1,
-                                    init_checkpoint=False, verbose=False)
+    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', modeltype, seq_len=10, layers=2, state_size=5, seed=1,
+                                    init_checkpoint=False, verbose=False, layernorm=layernorm)
     rng = np.random.RandomState(4)
     ms.model.set_params({name: rng.uniform(-1.2, 1.2, value.shape) for name, value in ms.model.get_params().items()})
     return ms
@@ -35,7 +36,7 @@ def naive_shares(ms, text):
     codes = [max(CHARS.find(char), 0) for char in text]
     shares = [-math.log((STARTS.get(text[0], 0) + 1) / (60 + 6))]
     if len(text) > 1:
-        logits, _ = naive_logits(ms.model.get_params(), np.array(codes[:-1])[:, None], np.zeros((2, 1, 5)))
+        logits, _ = naive_logits(ms.model.get_params(), np.array(codes[:-1])[:, None], np.zeros((2, 1, 5)), ms.hyper.layernorm)
         for row, code in zip(logits[:, 0], codes[1:]):
             shares.append(math.log(sum(math.exp(value) for value in row)) - row[code])
     return shares
@@ -84,7 +85,7 @@ def test_chunks_make_no_difference(ms, monkeypatch):
 def test_last_states_of_several_rows_are_those_of_each_alone(ms, monkeypatch):
     rng = np.random.RandomState(0)
     x, states = rng.randint(0, 6, (23, 3)).astype('int32'), rng.uniform(-1, 1, (2, 3, 5)).astype('float32')
-    want = np.array([S[-1] for S in naive_states(ms.model.get_params(), x, states)])
+    want = np.array([S[-1] for S in naive_states(ms.model.get_params(), x, states, ms.hyper.layernorm)])
     for chunk in (1, 4, 12, 1000):
         monkeypatch.setattr(reading, 'CHUNK', chunk)
         np.testing.assert_allclose(reading.laststates(ms.model, x, states), want, atol=1e-5)
@@ -170,16 +171,17 @@ def test_characters_that_no_probability_is_left_for_have_a_finite_share(ms):
 
 # ---- gates
 
-def naive_gates(params, states, before, x, l):
+def naive_gates(params, states, before, x, l, layernorm):
     """z and r (T, B, H) of layer l, not yet cut off at 0 and 1: number by number. states, before: (L, T, B, H) and
     what they went out from."""
+    below = naive_layernorm(states[l - 1]) if layernorm else states[l - 1]
     H = states.shape[3]
     U, W, b = (params[f'{name}{l}'].astype(float) for name in 'UWb')
     gates = np.zeros((*x.shape, 2 * H))
     for t in range(x.shape[0]):
         for row in range(x.shape[1]):
             if l:
-                into = states[l - 1][t, row]
+                into = below[t, row]
             elif 'E' in params:
                 into = np.tanh(params['E'][x[t, row]].astype(float) + params['a'])
             else:
@@ -201,10 +203,10 @@ def test_gates_are_the_shares_of_exactly_0_and_1_of_the_naive_network(ms, monkey
         found = reading.gates(ms.model, x, before, compiled)
     finally:
         ms.model.set_params(params)
-    states = np.array(naive_states(loud, x, before))
+    states = np.array(naive_states(loud, x, before, ms.hyper.layernorm))
     assert len(found) == 2
     for l, layer in enumerate(found):
-        z, r = naive_gates(loud, states, before, x, l)
+        z, r = naive_gates(loud, states, before, x, l, ms.hyper.layernorm)
         assert 0.01 < (z >= 1).mean() < 0.6
         for shares, expected in zip(layer, (z >= 1, z <= 0, r >= 1, r <= 0)):
             np.testing.assert_allclose(shares, expected.mean((0, 1)), atol=1e-12)

@@ -13,6 +13,7 @@ from layers import MODELTYPES
 KERNELS = native.library()
 needskernels = pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here')
 NETWORK = 8                 # of the Op's inputs, the first one of the network
+MODELS = [(True, False), (False, False), (True, True)]      # encoded, layernorm
 
 
 @pytest.fixture(autouse=True)
@@ -56,16 +57,17 @@ def changed(inputs, **new):
 
 # --- NumPy against the naive network ----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('encoded, layernorm', MODELS)
 @pytest.mark.parametrize('layers', [1, 2, 3])
 @pytest.mark.parametrize('temp, steering', [(0, {}), (0.5, {}), (1.3, {}), (1.3, {'top_k': 3}), (2, {'top_p': 0.7}), (0.9, {'min_p': 0.3}),
                                             (1.5, {'top_k': 4, 'top_p': 0.8, 'min_p': 0.2})])
-def test_sampled_indices_and_states_agree_with_the_naive_loop(encoded, layers, temp, steering):
+def test_sampled_indices_and_states_agree_with_the_naive_loop(encoded, layernorm, layers, temp, steering):
     inputs = double(samplecase(encoded, layers, 3, 6, n=3, steps=12, temp=temp, **steering))
-    drawn, states = perform(sampling.SampleText(encoded), *inputs)
+    drawn, states = perform(sampling.SampleText(encoded, layernorm=layernorm), *inputs)
     assert drawn.dtype == np.int32 and drawn.shape == (3, 12) and states.shape == (layers, 3, 3)
     for i in range(3):
-        want, want_states = naive_sample(named(encoded, inputs), inputs[7][:, i], inputs[0][i], inputs[1][i], temp, inputs[6], **steering)
+        want, want_states = naive_sample(named(encoded, inputs), inputs[7][:, i], inputs[0][i], inputs[1][i], temp, inputs[6], layernorm,
+                                         **steering)
         assert drawn[i].tolist() == want
         np.testing.assert_allclose(states[:, i], want_states, atol=1e-13)
 
@@ -265,13 +267,14 @@ SIZES = [(1, 1, 2), (1, 15, 5), (2, 16, 66), (3, 17, 300), (2, 64, 66), (2, 100,
 
 
 @needskernels
-@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('encoded, layernorm', MODELS)
 @pytest.mark.parametrize('n, L, H, V', [(1, *size) for size in SIZES] + [(n, *size) for n in (2, 7, 13) for size in SIZES[1:6:2]])
-def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, n, L, H, V):
-    op = sampling.SampleText(encoded)
+def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, layernorm, n, L, H, V):
+    op = sampling.SampleText(encoded, layernorm=layernorm)
     for seed in range(10):
-        # At a scale of 3 a rounding grows along the text: now and then two characters are then as good as equal.
-        inputs = samplecase(encoded, L, H, V, n, seed, scale=2, **STEERING[seed % len(STEERING)])
+        # At a scale of 3 a rounding grows along the text: now and then two characters are then as good as equal. Normalised vectors
+        # are twice as long.
+        inputs = samplecase(encoded, L, H, V, n, seed, scale=1 if layernorm else 2, **STEERING[seed % len(STEERING)])
         (drawn, states), (want, want_states) = kernel(op, inputs), perform(op, *inputs)
         assert drawn.dtype == np.int32 and drawn.tolist() == want.tolist(), seed
         assert states.dtype == np.float32 and states.shape == (L, n, H)
@@ -280,11 +283,11 @@ def test_the_native_sampler_draws_what_numpy_draws_at_ten_seeds(encoded, n, L, H
 
 
 @needskernels
-@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('encoded, layernorm', MODELS)
 @pytest.mark.parametrize('L, H', [(3, 256), (2, 17), (2, 340)])
-def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, L, H):
+def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, layernorm, L, H):
     """3 x 256 and 2 x 340 are large enough for more than one."""
-    op, inputs = sampling.SampleText(encoded), samplecase(encoded, L, H, steps=300)
+    op, inputs = sampling.SampleText(encoded, layernorm=layernorm), samplecase(encoded, L, H, steps=300)
     work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
     results = []
     for threads in (1, 2, 3, 5, 1):
@@ -302,12 +305,12 @@ def test_the_text_is_the_same_with_any_number_of_threads_and_in_pieces(encoded, 
 
 
 @needskernels
-@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('encoded, layernorm', MODELS)
 @pytest.mark.parametrize('L, H, V', [(3, 256, 66), (2, 17, 5), (1, 100, 301), (2, 33, 40)])
-def test_a_text_is_bit_for_bit_the_same_alone_and_among_others_with_any_number_of_threads(encoded, L, H, V):
+def test_a_text_is_bit_for_bit_the_same_alone_and_among_others_with_any_number_of_threads(encoded, layernorm, L, H, V):
     """Its states too. One function draws them all in turn, so that what it keeps is of another number of texts each time."""
     n = 33
-    op, inputs = sampling.SampleText(encoded), samplecase(encoded, L, H, V, n, steps=40, top_p=0.95)
+    op, inputs = sampling.SampleText(encoded, layernorm=layernorm), samplecase(encoded, L, H, V, n, steps=40, top_p=0.95)
     work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
 
     def drawn(rows):
