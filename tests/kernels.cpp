@@ -115,15 +115,15 @@ void within(const std::string& name, double error, double tolerance) {
     if (!(error <= worst[name])) worst[name] = error;
     if (!(error <= tolerance)) fail(name + " is off by " + std::to_string(error / tolerance) + " tolerances");
 }
-// Norm-wise: what rounding is to a sum depends on its addends, not on itself. Outputs below 1e-3 an element count as of that size.
-void compare(const std::string& name, const Floats& got, const Doubles& expected, double tolerance) {
+// Norm-wise, and numbers below `small` count as of that size: what rounding is to a sum depends on its addends, not on itself.
+void compare(const std::string& name, const Floats& got, const Doubles& expected, double tolerance, double small = 0.05) {
     double error = 0, size = 0;
     for (int64_t i = 0; i < got.size(); ++i) {
         const double e = expected[(size_t)i], difference = (double)got[i] - e;
         error += difference * difference;
         size += e * e;
     }
-    within(name, sqrt(error) / (sqrt(size) + 1e-3 * sqrt((double)got.size())), tolerance);
+    within(name, sqrt(error) / (sqrt(size) + small * sqrt((double)got.size())), tolerance);
     if (!got.fenced()) fail(name + " is written beyond its end");
 }
 void same(const std::string& name, bool equal) {
@@ -311,7 +311,10 @@ void test_gru(const Precision& precision, int threads) {
     if (wants_dX) compare(name + " backward dX", got[0].X, d.X, precision.tolerance);
     if (input == RNGRU_ENCODED) {
         compare(name + " backward dE", got[0].E, d.E, precision.tolerance);
-        compare(name + " backward da", got[0].a, d.a, precision.tolerance);
+        // da is the sum of dE's rows, and may be small where these are large.
+        double squares = 0;
+        for (double v : d.E) squares += v * v;
+        compare(name + " backward da", got[0].a, d.a, precision.tolerance, 0.05 + sqrt(squares / (double)K));
     }
     compare(name + " backward ds0", got[0].s0, d.s0, precision.tolerance);
     compare(name + " backward dU", got[0].U, d.U, precision.tolerance);
@@ -382,9 +385,9 @@ void test_softmax_loss(const Precision& precision, int threads, bool large) {
     }
     rngru_softmax_loss(M, H, V, S.data(), W.data(), c.data(), y.data(), &alone, nullptr, nullptr, nullptr);
     within("softmax_loss", fabs(loss - expected) / (fabs(expected) + 0.1), precision.tolerance);
-    compare("softmax_loss dS", got[0][0], dS, precision.tolerance);
-    compare("softmax_loss dV", got[0][1], dW, precision.tolerance);
-    compare("softmax_loss dc", got[0][2], dc, precision.tolerance);
+    compare("softmax_loss dS", got[0][0], dS, precision.tolerance, 1e-3);
+    compare("softmax_loss dV", got[0][1], dW, precision.tolerance, 1e-3);
+    compare("softmax_loss dc", got[0][2], dc, precision.tolerance, 1e-3);
     same("softmax_loss: the same bits with any number of threads, and without gradients",
          loss == again && loss == alone && got[0][0] == got[1][0] && got[0][1] == got[1][1] && got[0][2] == got[1][2]);
 }
@@ -520,6 +523,46 @@ void test_the_words_of_the_loop() {
     }
 }
 
+// --- Layer normalisation ------------------------------------------------------------------------------------------
+
+void normalise(const double* s, int64_t H, double* n) {
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < H; ++i) mean += s[i] / (double)H;
+    for (int64_t i = 0; i < H; ++i) variance += (s[i] - mean) * (s[i] - mean) / (double)H;
+    for (int64_t i = 0; i < H; ++i) n[i] = (s[i] - mean) / sqrt(variance + 1e-5);
+}
+
+// The gradient by the chain rule through every mean: N_i = c_i q with c_i = s_i - mean, q = (mean of c^2 + 1e-5)^-1/2.
+void test_layer_norm(int threads) {
+    const int64_t M = below(3) ? up_to(60) : 1000 + below(1000), H = up_to(300);
+    situation = "M " + std::to_string(M) + ", H " + std::to_string(H) + ", threads " + std::to_string(threads);
+    const Floats S = drawn(M * H), dN = drawn(M * H);
+    Floats N(M * H), dS(M * H), N_in_place = S, dS_in_place = dN;
+    rngru_set_threads(threads);
+    same("layer_norm gives 0", rngru_layer_norm(M, H, S.data(), N.data()) == 0);
+    same("layer_norm gives 0", rngru_layer_norm_gradient(M, H, S.data(), dN.data(), dS.data()) == 0);
+    rngru_layer_norm(M, H, N_in_place.data(), N_in_place.data());
+    rngru_layer_norm_gradient(M, H, S.data(), dS_in_place.data(), dS_in_place.data());
+    same("layer_norm in place", N_in_place == N && dS_in_place == dS);
+    const Doubles s = S.doubles();
+    Doubles expected((size_t)(M * H)), gradient((size_t)(M * H));
+    for (int64_t row = 0; row < M * H; row += H) {
+        normalise(&s[(size_t)row], H, &expected[(size_t)row]);
+        double mean = 0, variance = 0, dq = 0, sum = 0;
+        for (int64_t i = row; i < row + H; ++i) mean += s[(size_t)i] / (double)H;
+        for (int64_t i = row; i < row + H; ++i) variance += pow(s[(size_t)i] - mean, 2) / (double)H;
+        const double q = 1 / sqrt(variance + 1e-5);
+        for (int64_t i = row; i < row + H; ++i) dq += (double)dN[i] * (s[(size_t)i] - mean);
+        for (int64_t i = row; i < row + H; ++i) {  // dc, whose mean is that of s's gradient
+            gradient[(size_t)i] = (double)dN[i] * q - dq * pow(q, 3) * (s[(size_t)i] - mean) / (double)H;
+            sum += gradient[(size_t)i];
+        }
+        for (int64_t i = row; i < row + H; ++i) gradient[(size_t)i] -= sum / (double)H;
+    }
+    compare("layer_norm N", N, expected, 3e-5);  // numbers that are nearly equal lose digits
+    compare("layer_norm_gradient dS", dS, gradient, 3e-5);
+}
+
 // --- Drawing characters ------------------------------------------------------------------------------------------
 
 // By how much the kernel's choice of `char_` misses what the logits (float64) and the uniform say; 0 where it is right, or where a
@@ -566,7 +609,8 @@ double misses(const rngru_sampler& m, const Doubles& logits, double uniform, int
 
 void test_sample(const Precision& precision, int threads) {
     const int64_t L = 1 + below(3), H = up_to(100), N = up_to(120), n = up_to(20), steps = 1 + below(5);
-    const bool encoded = below(2);
+    const bool encoded = below(2), layernorm = below(3) == 0;
+    const double tolerance = precision.tolerance * (layernorm ? 10 : 1);
     const int64_t K = encoded ? H : N;
     std::vector<Layer> layers;
     for (int64_t i = 0; i < L; ++i)
@@ -579,10 +623,12 @@ void test_sample(const Precision& precision, int threads) {
     for (int64_t i = 0; i < n * steps; ++i) uniforms[i] = uniform();
     rngru_sampler m = {};
     m.L = L, m.H = H, m.K = K, m.N = N, m.n = n, m.steps = steps, m.input = encoded ? RNGRU_ENCODED : RNGRU_ONEHOT;
+    m.layernorm = layernorm;
     m.temp = below(4) ? 0.3 + uniform() : 0, m.top_k = below(2) ? N : 1 + below(N);
     m.top_p = below(2) ? 1 : 0.2 + 0.8 * uniform(), m.min_p = below(2) ? 0 : 0.3 * uniform();
     situation = "L " + std::to_string(L) + ", H " + std::to_string(H) + ", N " + std::to_string(N) + ", n " + std::to_string(n) +
-                ", steps " + std::to_string(steps) + (encoded ? ", encoded" : ", onehot") + ", threads " + std::to_string(threads);
+                ", steps " + std::to_string(steps) + (encoded ? ", encoded" : ", onehot") + (layernorm ? ", layernorm" : "") +
+                ", threads " + std::to_string(threads);
     std::vector<const float*> U, W, b;
     for (const Layer& l : layers) U.push_back(l.U.data()), W.push_back(l.W.data()), b.push_back(l.b.data());
     m.E = layers[0].E.data(), m.a = layers[0].a.data(), m.U = U.data(), m.W = W.data(), m.b = b.data();
@@ -614,15 +660,16 @@ void test_sample(const Precision& precision, int threads) {
                     const Doubles s(state, state + H);
                     step(precision, l.K, H, x.data(), s.data(), l.U.doubles(), l.W.doubles(), l.b.doubles(), state, gates.data());
                     x.assign(state, state + H);
+                    if (layernorm) normalise(state, H, x.data());
                 }
                 for (int64_t v = 0; v < N; ++v) {
                     logits[(size_t)v] = c[v];
                     for (int64_t i = 0; i < H; ++i) logits[(size_t)v] += x[(size_t)i] * (double)Wv[i * N + v];
                 }
                 within("sample, beside the uniform", misses(m, logits, uniforms[text * steps + t], out[text * steps + t]),
-                       10 * precision.tolerance);
+                       10 * tolerance);
             }
-        compare("sample states", states, expected, precision.tolerance);
+        compare("sample states", states, expected, tolerance);
         for (int64_t text = 0; text < n; ++text) same("sample leaves the last characters", chars[text] == out[text * steps + steps - 1]);
     }
     if (!m.temp) return;  // the most likely of numbers and others is not looked for
@@ -671,6 +718,7 @@ int main(int count, char** arguments) {
         test_softmax_loss(FLOAT32, threads, i % 40 == 7);
         test_update(threads);
         test_dropout(threads);
+        test_layer_norm(threads);
         test_sample(FLOAT32, threads);
     }
     for (const auto& each : worst) printf("%-32s %.2g\n", each.first.c_str(), each.second);
