@@ -1,44 +1,26 @@
-"""The native kernels: compiled once from `kernels/` by the engine's C++ compiler, called from the Ops of `ops.py`.
+"""The native kernels, called from the Ops of `ops.py`: the library that `compiler.py` makes of `kernels/`.
 
-`kernels/` becomes one shared library, kept in the engine's cache directory under a hash of sources, compiler, flags and processor: a
-changed kernel always recompiles, an unchanged one never does, two processes may compile at once. The Ops call it through ctypes, not
-through C code of their own: every Op of C code costs the engine about a second to compile, and needs Python's headers.
-Without a compiler, or with `RN_GRU_KERNELS=numpy` in the environment, the Ops compute with NumPy.
+The Ops call it through ctypes, not through C code of their own: every Op of C code costs the engine about a second to compile, and
+needs Python's headers. Without a compiler, or with `RN_GRU_KERNELS=numpy` in the environment, the Ops compute with NumPy; with the name
+of an instruction set there (`RN_GRU_KERNELS=SSE2`), by kernels for that one instead of the best one that the processor has.
 
 Threads: as many as the process may use, `RN_GRU_THREADS` or `setthreads`. Their number doesn't change a result, bit for bit.
 """
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import re
-import shlex
-import shutil
 import subprocess
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-import engine
+import compiler
 import report
-from errors import checkint, reason
+from errors import checkint
 
-SOURCES = Path(__file__).parent / 'kernels'
-FLAGS = ['-O3', '-std=c++17', '-fPIC', '-pthread', '-fvisibility=hidden']
 NOMEMORY, NOTNUMBERS = 1, 2  # what the kernels' functions return
 PRECISIONS = 'float32', 'bfloat16', 'int8'       # in the order of kernels/rngru.h
 MAXTHREADS = 256             # as many as the pool has seats for
-
-# Sets of x86 features that the kernels are compiled for, best first. What the processor answers decides, not what
-# the compiler takes for native: compilers older than a processor mistake it.
-X86 = [(('avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx2', 'fma'),
-        ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx2', '-mfma']),
-       (('avx2', 'fma'), ['-mavx2', '-mfma'])]
 
 
 class Layer(ctypes.Structure):
@@ -68,31 +50,32 @@ class Sampler(ctypes.Structure):
                                                         'states', 'chars', 'out', 'kept')])
 
 
-class NoCompiler(OSError):
-    """The engine knows no C++ compiler."""
-
-
 @functools.cache
 def library():
     """The kernels as a ctypes library, compiled if need be, or None where there is no way: then one line has said why."""
     wanted = os.environ.get('RN_GRU_KERNELS') or 'native'
-    if wanted not in ('native', 'numpy'):
-        raise ValueError(f"RN_GRU_KERNELS takes 'native' or 'numpy', got {wanted!r}: correct it or unset it")
+    name = None if wanted.lower() in ('native', 'numpy') else compiler.named(wanted)
     threads = checkthreads(None)
-    if wanted == 'numpy':
+    if wanted.lower() == 'numpy':
         return None
     try:
-        path = _compiled()
-        try:
-            kernels = ctypes.CDLL(str(path))
-        except OSError:                         # damaged in the cache
-            path.unlink()
-            kernels = ctypes.CDLL(str(_compiled()))
+        kernels = load(name)
     except (OSError, subprocess.CalledProcessError) as error:
-        report.say(f'Running on NumPy, two to three times slower than the native kernels: {_why(error)}')
+        report.say(f'Running on NumPy, two to three times slower than the native kernels: {compiler.why(error)}')
         return None
-    _declare(kernels)
     kernels.rngru_set_threads(threads)
+    return kernels
+
+
+def load(name=None):
+    """The kernels for the instruction set of this name (None: the best one) as a ctypes library; raises as `compiler.compiled` does."""
+    path = compiler.compiled(name)
+    try:
+        kernels = ctypes.CDLL(str(path))
+    except OSError:                             # damaged in the cache
+        path.unlink()
+        kernels = ctypes.CDLL(str(compiler.compiled(name)))
+    _declare(kernels)
     return kernels
 
 
@@ -287,71 +270,6 @@ def _call(function, *arguments):
     if code == NOMEMORY:
         raise MemoryError('the kernels found no memory for a step: use a smaller batchsize, seq_len or network')
     return code
-
-
-# --- The library ----------------------------------------------------------------------------------------------------------
-
-def _compiled():
-    """Path of the library, compiled if it isn't in the cache."""
-    compiler = engine.theano.config.cxx
-    command = [compiler] if shutil.which(compiler) else shlex.split(compiler)
-    if not command or not shutil.which(command[0]):
-        raise NoCompiler
-    flags = FLAGS + _processorflags()
-    version = _run(*command, '--version')
-    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in ('.cpp', '.hpp', '.h'))
-    digest = hashlib.sha256(repr((compiler, version, flags, [(path.name, path.read_bytes()) for path in sources])).encode()).hexdigest()
-    directory = Path(engine.theano.config.base_compiledir, 'rn-gru')
-    path = directory / f'kernels-{digest[:20]}.so'
-    if path.exists():
-        return path
-    where = f' into {directory}, as {engine.nohome}' if engine.nohome else ''
-    report.say(f'Compiling the kernels{where}, once for this machine ...')
-    start = time.perf_counter()
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
-        def compiled(source):
-            target = str(Path(temporary, source.stem + '.o'))
-            _run(*command, *flags, '-c', str(source), '-o', target)
-            return target
-        objects = list(pool.map(compiled, (source for source in sources if source.suffix == '.cpp')))
-        target = Path(temporary, path.name)
-        _run(*command, *flags, '-shared', *objects, '-o', str(target))
-        os.replace(target, path)                # whole or not at all, whoever else compiles
-    report.say(f'Compiled the kernels with {compiler} in {time.perf_counter() - start:.1f} s.')
-    return path
-
-
-def _run(*command):
-    return subprocess.run(command, capture_output=True, text=True, errors='replace', check=True).stdout
-
-
-def _processorflags():
-    """Compiler flags for the best of our instruction sets that this processor has."""
-    if platform.machine().lower() not in ('x86_64', 'amd64', 'i686'):
-        return []                               # Arm: NEON is part of the base
-    features = _x86features()
-    return next((flags for needed, flags in X86 if features.issuperset(needed)), [])
-
-
-def _x86features():
-    try:
-        return set(re.search(r'^flags\s*:(.*)', Path('/proc/cpuinfo').read_text(), re.M)[1].split())
-    except (OSError, TypeError):                # macOS
-        names = ['machdep.cpu.features', 'machdep.cpu.leaf7_features']
-        if not shutil.which('sysctl'):
-            return set()
-        said = subprocess.run(['sysctl', '-n', *names], capture_output=True, text=True).stdout
-        return set(said.lower().split())
-
-
-def _why(error):
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = [line for line in (error.stderr or '').splitlines() if 'error' in line] or [f'{error.cmd[0]} ended with {error.returncode}']
-        return f'the C++ compiler failed ({lines[0].strip()[:200]}).'
-    if isinstance(error, NoCompiler):
-        return 'there is no C++ compiler. `sudo apt install g++` (Debian, Ubuntu) or `xcode-select --install` (macOS) brings one.'
-    return f'the kernels could not be made ready ({reason(error)}).'
 
 
 def _declare(kernels):

@@ -71,14 +71,9 @@ class SampleText(Op):
 
     precision: 'float32', 'bfloat16' or 'int8', of every W, every U above the first layer, V (see `rounded`) and the vectors that they
     multiply: s and r * s, rounded to bfloat16 or, beside int8 weights, to 127 points of [-m, m], m the greatest of 1 and |s0| of the
-<<<<<<< ours
     text, which no later state exceeds; for what a layer passes up with `layernorm`, m is its own greatest. The first layer's inputs,
     sums, gates and the states themselves are float32.
-    Measured on tinyshakespeare, 2 x 128, 1.53 nats a character on held-out text: 0.00003 more in bfloat16, 0.0005 more in int8.
-=======
-    text, which no later state exceeds. The first layer's inputs, sums, gates and the states themselves are float32.
     Measured on tinyshakespeare, 2 x 128, 1.53 nats a character on held-out text: 0.00003 more in bfloat16, 0.0004 more in int8.
->>>>>>> theirs
 
     Natively a text's characters depend, bit for bit, neither on how many others are drawn beside it nor on the number of threads.
     Cost: 12 L H^2 + 2 H V FLOP a character (less 6 H^2: the first layer's inputs are kept by character). One text reads all weights

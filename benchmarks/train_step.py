@@ -1,12 +1,14 @@
 """Time of a whole training step: ours, native and on NumPy, PyTorch's nn.GRU, and the machine's own matrix product, side by side.
 
     python benchmarks/train_step.py [--settings 2x128xB50xT50 3x256xB16xT100 ...] [--vocab 65] [--threads 2] [--repeats 9] [--profile]
-                                    [--options]
+                                    [--options] [--kernels AVX2 SSE2 ...]
 
 Each contender runs in a process of its own and is asked for a few steps in turn, so that all meet the same noise and
 no two thread pools are awake at once. Medians. GFLOP/s count what the mathematics needs, ((36 L - 18) H^2 + 6 H V) B T
 a step, whatever a contender really does; "share" is that over the peak of a 2048 x 2048 float32 product by NumPy.
 PyTorch is measured where it is installed (`pip install torch==2.13.0`). --options: what each option of training costs instead.
+--kernels: the native step compiled for each of these instruction sets instead, as a share of the peak of the same set: NumPy's
+product again, by the fastest of its BLAS's kernels for processors that had no more. PYTENSOR_FLAGS=cxx=clang++ has clang compile them.
 """
 
 import argparse
@@ -86,11 +88,27 @@ def sgemm(L, H, B, T, V):
     return lambda: np.dot(a, a, out=out)
 
 
+def withkernels(name, *setting):
+    """A step by the kernels for this instruction set."""
+    os.environ['RN_GRU_KERNELS'] = name
+    return ours(*setting)
+
+
+def withcoretype(coretype, *setting):
+    """NumPy's product by its BLAS's kernels for this processor."""
+    os.environ['OPENBLAS_CORETYPE'] = coretype
+    return sgemm(*setting)
+
+
 CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
 OPTIONS = {'rmsprop': {}, 'sgd': {'optimizer': 'sgd'}, 'adam': {'optimizer': 'adam'}, 'adamw': {'optimizer': 'adamw'},
            'clipping by norm': {'clipping': 'norm'}, 'dropout': {'dropout': 0.2}, 'ema': {'ema': 0.999}, 'regcost': {'regcost': 0.2},
            'layernorm': {'layernorm': True},
            'adamw and all': {'optimizer': 'adamw', 'clipping': 'norm', 'dropout': 0.2, 'ema': 0.999, 'regcost': 0.2}}
+
+# For each instruction set processors that had no better one, by OpenBLAS's names: it has kernels of their own for these.
+CORETYPES = {'AVX-512': ['SkylakeX', 'Cooperlake'], 'AVX2': ['Haswell', 'Zen'], 'AVX': ['Sandybridge'],
+             'SSE2': ['Prescott', 'Core2', 'Nehalem', 'Barcelona'], 'NEON': ['ARMV8', 'NEOVERSEN1']}
 
 
 def _worker(contender, setting, connection):
@@ -145,17 +163,21 @@ def main():
     parser.add_argument('--repeats', type=int, default=9, help='turns of 5 steps each')
     parser.add_argument('--profile', action='store_true', help='also where the time of the native steps goes, phase by phase')
     parser.add_argument('--options', action='store_true', help='what each option of training costs instead')
+    parser.add_argument('--kernels', nargs='+', default=[], choices=list(CORETYPES), metavar='SET',
+                        help=f'the step compiled for each of these instruction sets instead: {", ".join(CORETYPES)}')
     args = parser.parse_args()
     setthreads(args.threads)
     print(f'{processor()}, {args.threads} threads, Python {platform.python_version()}, V {args.vocab}')
     if args.options:
         return _options(args)
+    if args.kernels:
+        return _kernels(args)
     print(f'{"":18}{"ms a step":>12}{"GFLOP/s":>10}{"share":>8}{"x PyTorch":>11}')
     for text in args.settings:
         L, H, B, T = (int(number) for number in re.findall(r'\d+', text))
         times = measure((L, H, B, T, args.vocab), args.repeats)
         peak = 2 * 2048 ** 3 / times.pop('sgemm')
-        flop = ((36 * L - 18) * H * H + 6 * H * args.vocab) * B * T
+        flop = needed(L, H, B, T, args.vocab)
         print(f'{L} x {H}, B {B}, T {T}: peak {peak / 1e9:.0f} GFLOP/s')
         for name, seconds in times.items():
             ratio = f'{times["pytorch"] / seconds:11.2f}' if 'pytorch' in times else ''
@@ -163,6 +185,29 @@ def main():
         if args.profile:
             for phase, seconds in _profile((L, H, B, T, args.vocab)).items():
                 print(f'    {phase:24}{seconds * 1e3:8.2f} ms{seconds / times["ours"]:8.0%}')
+
+
+def needed(L, H, B, T, V):
+    """FLOP that the mathematics of a step needs."""
+    return ((36 * L - 18) * H * H + 6 * H * V) * B * T
+
+
+def _kernels(args):
+    """Print the time of a step by the kernels for each instruction set, and its share of that set's peak."""
+    contenders = {}
+    for name in args.kernels:
+        contenders[name] = partial(withkernels, name)
+        contenders |= {(name, coretype): partial(withcoretype, coretype) for coretype in CORETYPES[name]}
+    print(f'{"":12}{"ms a step":>12}{"GFLOP/s":>10}{"peak":>10}{"share":>8}   of NumPy\'s product for')
+    for text in args.settings:
+        setting = *(int(number) for number in re.findall(r'\d+', text)), args.vocab
+        times = measure(setting, args.repeats, contenders)
+        print(text)
+        for name in args.kernels:
+            speed = needed(*setting) / times[name]
+            seconds, coretype = min((times[name, coretype], coretype) for coretype in CORETYPES[name])
+            peak = 2 * 2048 ** 3 / seconds
+            print(f'  {name:10}{times[name] * 1e3:12.1f}{speed / 1e9:10.1f}{peak / 1e9:10.1f}{speed / peak:8.0%}   {coretype}')
 
 
 def _options(args):

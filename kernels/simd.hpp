@@ -14,11 +14,11 @@ namespace rngru {
 
 // W floats a vector; a register tile is MR rows by NV vectors: MR * NV accumulators, NV vectors of the
 // right operand and one broadcast must fit the registers (16 on AVX2 and SSE2, 32 on AVX-512 and NEON).
-// RNGRU_SHAPE=16 (or 4) has the tiles of AVX-512 (or of no vectors at all) in the compiler's own vectors, to
-// test them on a processor without.
+// RNGRU_SHAPE=16 has the tiles of AVX-512 in the compiler's own vectors, to test them on a processor without;
+// RNGRU_SHAPE=4 those of no vectors at all, which is "scalar", on any processor.
 #if defined(RNGRU_SHAPE)
 constexpr int W = RNGRU_SHAPE, NV = W == 16 ? 4 : 1, MR = 6;
-constexpr const char* ISA = "emulated";
+constexpr const char* ISA = W == 4 ? "scalar" : "emulated";
 #elif defined(__AVX512F__)
 #define RNGRU_AVX512
 constexpr int W = 16, NV = 4, MR = 6;

@@ -42,6 +42,13 @@ def silent(monkeypatch):
     monkeypatch.setattr(report, 'verbose', False)
 
 
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / 'text.txt'
+    path.write_text(''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(300)))
+    return path
+
+
 # --- The naive network: float64, one number at a time, straight from DESIGN's formulas --------------------------
 
 def hard_sigmoid(v):

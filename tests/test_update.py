@@ -1,6 +1,6 @@
 """The update against values worked out by hand, naive loops and PyTorch's optimizers.
 
-`test_native` has its kernel against its `perform`.
+`test_kernels` has its kernel against its `perform`.
 """
 
 import numpy as np
