@@ -92,12 +92,7 @@ HyperParams.__doc__ += '\n' + ''.join(
 
 def _checked(f, value):
     if 'choices' in f.metadata:
-        choices = f.metadata['choices']
-        if not isinstance(value, str):
-            raise TypeError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
-        if value not in choices:
-            raise ValueError(f'{f.name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
-        return str(value)
+        return checkchoice(f.name, value, f.metadata['choices'])
     if isinstance(f.default, bool):
         return checkbool(f.name, value)
     low, high, islowallowed = (f.metadata[name] for name in ('low', 'high', 'islowallowed'))
@@ -107,6 +102,15 @@ def _checked(f, value):
     with np.errstate(over='ignore'):
         checkreal(f.name, float(np.float32(value)), low, high, islowallowed)        # what training computes with
     return value
+
+
+def checkchoice(name, value, choices):
+    """`value` if it is one of the strings `choices`; TypeError or ValueError names these, and the nearest."""
+    if not isinstance(value, str):
+        raise TypeError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
+    if value not in choices:
+        raise ValueError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
+    return str(value)
 
 
 def nearest(name, names):

@@ -29,6 +29,7 @@ from update import CACHES, Update
 
 
 DROPOUT = 'float32', 'int64', 'int64'           # of a training step's p, seed and updates: see `dropout.Dropout`
+READERS = 'sampletext', 'allstates'             # the compiled functions that `ModelParams.read` chooses a precision for
 
 
 class Settings(NamedTuple):
@@ -96,6 +97,7 @@ class ModelParams:
         self.epoch = self.pos = self.updates = self.cacheupdates = self.characters = 0
         self.seconds = 0.0
         self._functions = {}                    # compiled, by what they depend on
+        self._reads = None
         self.settings = Settings()
         self._settle(Settings.of(hyper))
 
@@ -166,8 +168,11 @@ class ModelParams:
         if isother:
             self.cacheupdates = 0
         # Functions of other caches, or that read other parameters now: the next use takes or compiles those that fit.
-        for name in ['trainstep'] * (settings != before) + ['evaluate', 'sampletext', 'allstates'] * (
-                (settings.averaged, settings.precision) != (before.averaged, before.precision)):
+        read = (settings.averaged, settings.precision) != (before.averaged, before.precision)
+        self._forget(*['trainstep'] * (settings != before), *['evaluate', *READERS] * read)
+
+    def _forget(self, *functions):
+        for name in functions:
             vars(self).pop(name, None)
 
     def _cachenames(self):
@@ -364,9 +369,19 @@ class ModelParams:
                                               list(zip(params + caches + self.states, new + lasts)))
         return self._functions[settings]
 
-    def _reading(self, what, graph):
-        """The compiled function (inputs, outputs) that graph(network) gives for the network that generates text."""
-        precision = native.trainable(self.settings.precision)
+    @property
+    def reads(self):
+        """The precision in which text is generated and read: see `read`."""
+        return self._reads or native.trainable(self.settings.precision)
+
+    def read(self, precision=None):
+        """Generate and read text in this one of `rounding.PRECISIONS`; None: as in training. Validation stays as in training."""
+        if precision != self._reads:
+            self._reads = precision
+            self._forget(*READERS)
+
+    def _reading(self, what, graph, precision):
+        """The compiled function (inputs, outputs) that graph(network) gives for the network that generates text, in a precision."""
         key = what, self.settings.averaged, precision
         if key not in self._functions:
             self._functions[key] = _compiled(what, *graph(self._reader(precision)))
@@ -380,7 +395,7 @@ class ModelParams:
             s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
             loss, lasts = network.loss(x, y, s0s)
             return [x, y, *s0s], [loss, *lasts]
-        f = self._reading('validation', graph)
+        f = self._reading('validation', graph, native.trainable(self.settings.precision))
 
         def evaluate(x, y, state):
             loss, *lasts = f(x, y, *state)
@@ -395,8 +410,8 @@ class ModelParams:
 
         def graph(network):
             inputs = [T.TensorType(dtype, (None,) * ndim)() for dtype, ndim in zip(types, (1, 2, 0, 0, 0, 0, 1, 3))]
-            return inputs, SampleText(self.source == 'encoded', layernorm=self.layernorm)(*inputs, *network.params.values())
-        f = self._reading('generation', graph)
+            return inputs, SampleText(self.source == 'encoded', network.precision, self.layernorm)(*inputs, *network.params.values())
+        f = self._reading('generation', graph, self.reads)
         return lambda *values: f(*(np.asarray(value, dtype) for value, dtype in zip(values, types)))
 
     @cached_property
@@ -406,7 +421,7 @@ class ModelParams:
             x = T.matrix('x', dtype='int32')
             s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
             return [x, *s0s], network._stack(x, s0s)[0]
-        f = self._reading('neurons', graph)
+        f = self._reading('neurons', graph, self.reads)
         return lambda x, state: f(x, *state)
 
     def plainstates(self, x, state):

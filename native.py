@@ -17,9 +17,9 @@ import numpy as np
 import compiler
 import report
 from errors import checkint
+from rounding import PRECISIONS
 
 NOMEMORY, NOTNUMBERS = 1, 2  # what the kernels' functions return
-PRECISIONS = 'float32', 'bfloat16', 'int8'       # in the order of kernels/rngru.h
 MAXTHREADS = 256             # as many as the pool has seats for
 
 
@@ -227,7 +227,7 @@ def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, all
     drawn = np.empty((n, steps), np.int32)
     pointers = [(ctypes.c_void_p * len(layers))(*(_address(i) for i in arrays)) for arrays in zip(*layers)]
     sampler = Sampler(L=len(layers), H=len(V), K=len(layers[0][0]), N=len(c), n=n, steps=steps, input=2 if source else 1,
-                      precision=('float32', 'bfloat16', 'int8').index(precision), layernorm=layernorm, temp=temp, top_k=top_k,
+                      precision=PRECISIONS.index(precision), layernorm=layernorm, temp=temp, top_k=top_k,
                       top_p=top_p, min_p=min_p, Wv=_address(V), c=_address(c), allowed=_address(allowed),
                       uniforms=_address(uniforms), states=_address(states), chars=_address(chars), out=_address(drawn))
     for name, pointer in zip('UWb', pointers):

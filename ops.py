@@ -17,7 +17,8 @@ The GRU is that of Cho et al. 2014 (arXiv:1406.1078), reset before the matrix pr
 The columns of U (K, 3H), W (H, 3H) and b (3H) are in the order z, r, h.
 
 With precision 'bfloat16' the operands of these products and of their gradients, and the gradients before the gates' functions, are rounded
-to the nearest bfloat16 (8 bits of mantissa); sums and all else stay float32, and so do the products of characters' vectors with U.
+to the nearest bfloat16 (8 bits of mantissa); sums and all else stay float32, and so do the products of characters' vectors with U. 'int8',
+as text may be generated, has no gradient and no kernel here: reading a text in it is for measuring what it costs.
 """
 
 import math
@@ -26,6 +27,7 @@ import numpy as np
 
 import native
 from engine import Apply, Disconnected, Op, T, isdisconnected
+from rounding import OPERANDS, product
 
 
 def _buffer(storage, shape, dtype):
@@ -41,15 +43,6 @@ def _buffer(storage, shape, dtype):
 def _haskernel(node):
     """Whether the native kernels compute this node: all but float64, which only proofs use."""
     return native.library() is not None and all(i.type.dtype in ('float32', 'int32') for i in node.inputs)
-
-
-def rounded(array):
-    """The nearest bfloat16 of each of float32 numbers, of two the even one, as float32; other types as they are (proofs of gradients)."""
-    if array.dtype != np.float32:
-        return array
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    nearest = ((bits + 0x7fff + (bits >> 16 & 1)) & np.uint32(0xffff0000)).view(np.float32)
-    return np.where(np.isnan(array), array, nearest)
 
 
 def checkindices(name, x, size):
@@ -90,7 +83,10 @@ class GRU(Op):
         source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
         (steps, B), H = source[0].shape[:2], W.shape[0]
         _checklayer(source, s0, U, W, b)
-        operand = rounded if self.precision == 'bfloat16' else _asis
+        if self.precision == 'int8':
+            outputs[0][0], outputs[1][0], outputs[2][0] = self._inint8(source, s0, U, W, b)
+            return
+        operand = OPERANDS[self.precision]
         S = _buffer(outputs[0], (steps, B, H), s0.dtype)
         G = _buffer(outputs[2], (steps, B, 3 * H), s0.dtype)
         self._project(source, U, b, G.reshape(-1, 3 * H))
@@ -124,12 +120,30 @@ class GRU(Op):
             S, G = _buffer(outputs[0], shape, s0.dtype), _buffer(outputs[2], (*shape[:2], 3 * len(W)), s0.dtype)
             native.gruforward(self.source, self.precision, inputs, S, G)
             outputs[1][0] = S[-1].copy()
-        return work if _haskernel(node) else None
+        return work if _haskernel(node) and self.precision in OPERANDS else None
+
+    def _inint8(self, source, s0, U, W, b):
+        """(S, last, G) with W, and the U of vectors, in int8: the arithmetic of `sampling.SampleText`."""
+        (steps, B), H = source[0].shape[:2], len(W)
+        S, G = np.empty((steps, B, H), s0.dtype), np.empty((steps, B, 3 * H), s0.dtype)
+        if self.source == 'vectors':
+            X = source[0].reshape(-1, len(U))
+            most = np.maximum(np.abs(X).max(1, keepdims=True), 1)
+            G[:] = (product(U, 'int8', most)(X) + b).reshape(G.shape)
+        else:
+            self._project(source, U, b, G.reshape(-1, 3 * H))
+        most, s = np.maximum(np.abs(s0).max(1, keepdims=True), 1), s0
+        Wzr, Wh = product(W[:, :2 * H], 'int8', most), product(W[:, 2 * H:], 'int8', most)
+        for into, S_t in zip(G, S):
+            zr = into[:, :2 * H] = np.clip(0.2 * (into[:, :2 * H] + Wzr(s)) + 0.5, 0, 1)
+            h = into[:, 2 * H:] = np.tanh(into[:, 2 * H:] + Wh(zr[:, H:] * s))
+            s = S_t[:] = h + zr[:, :H] * (s - h)
+        return S, s.copy(), G
 
     def _project(self, source, U, b, out):
         """x U + b for every character, into out (T B, 3H)."""
         if self.source == 'vectors':
-            operand = rounded if self.precision == 'bfloat16' else _asis
+            operand = OPERANDS[self.precision]
             np.dot(operand(source[0].reshape(-1, U.shape[0])), operand(U), out=out)
             out += b
         else:
@@ -176,7 +190,7 @@ class GRUGrad(Op):
         _checkgradient(inputs[:-3], S, G, dS)
         steps, B, H = S.shape
         dtype = s0.dtype
-        operand = rounded if self.precision == 'bfloat16' else _asis
+        operand = OPERANDS[self.precision]
         z, r, h = (G[:, :, i * H:(i + 1) * H] for i in range(3))
         Wzr_T, Wh_T = operand(np.ascontiguousarray(W[:, :2 * H].T)), operand(np.ascontiguousarray(W[:, 2 * H:].T))
         S_prev = np.empty_like(S)
@@ -241,10 +255,6 @@ class GRUGrad(Op):
             gradients = [_buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs, reals)]
             native.grubackward(self.source, self.precision, inputs, S, G, dS, gradients)
         return work if _haskernel(node) else None
-
-
-def _asis(array):
-    return array
 
 
 def _checklayer(source, s0, U, W, b):

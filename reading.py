@@ -8,6 +8,7 @@ import numpy as np
 
 import report
 from errors import checktext
+from rounding import product
 
 CHUNK = 1000            # characters, of all rows, that are read at a time: their states take memory
 SHOWN = 50_000          # characters from which on a person is told how far it is
@@ -69,7 +70,9 @@ def score(ms, text):
     warnofunknown(ms.charset, text, 'the text')
     model, codes = ms.model, ms.charset.encode(text).astype(np.int64)
     params = model.get_params()
-    V, c = params['V'].astype(np.float64), params['c'].astype(np.float64)
+    output, c = product(params['V'], model.reads), params['c'].astype(np.float64)
+    if model.reads == 'float32':
+        output = product(params['V'].astype(np.float64), 'float32')
     # The first character: by how often it begins a line in the source, one added to each count, so that none is impossible.
     starts = ms.charset.linestarts + 1.0
     shares = np.empty(len(codes))
@@ -78,7 +81,7 @@ def score(ms, text):
     done, total = 1, 0.0
     try:
         for S in readcharacters(model, codes[:-1, None], np.zeros((model.layers, 1, model.state_size), np.float32)):
-            logits = model.passedup(S[-1])[:, 0] @ V + c
+            logits = output(model.passedup(S[-1])[:, 0]) + c
             highest = logits.max(1)
             targets = codes[done:done + len(logits)]
             shares[done:done + len(logits)] = (highest + np.log(np.exp(logits - highest[:, None]).sum(1))

@@ -6,58 +6,7 @@ import native
 from engine import Apply, Op, T
 from layernorm import normalised
 from ops import checkindices
-
-PRECISIONS = 'float32', 'bfloat16', 'int8'
-LEAST = np.float32(1e-30)       # a column of int8 weights whose greatest is no greater counts as zeros
-
-
-def rounded(array, precision):
-    """A matrix of weights (K, columns) as text is generated with it in this precision: float32 of the same shape.
-
-    'bfloat16': each weight the nearest float32 whose lower 16 bits are 0, of two the one with an even upper half. 'int8': the nearest of
-    255 points, -127 to 127 times the column's max |w| / 127. A NaN stays one; in int8 it makes its column NaN, as does an infinity.
-    """
-    array = np.asarray(array, np.float32)
-    if precision == 'int8':
-        whole, scales = _grid(array)
-        return whole.astype(np.float32) * scales
-    return _bfloat16(array) if precision == 'bfloat16' else array
-
-
-def roundedparams(params, precision):
-    """`get_params()`' dict as text is generated with it: every W, every U above the first layer and V rounded, the others as they are."""
-    return {name: rounded(p, precision) if name[0] in 'UWV' and name != 'U0' else p for name, p in params.items()}
-
-
-def _bfloat16(array):
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    nearest = np.where(np.isnan(array), bits | np.uint32(0x400000), bits + (np.uint32(0x7fff) + (bits >> 16 & 1)))
-    return (nearest & np.uint32(0xffff0000)).view(np.float32)
-
-
-def _grid(array):
-    """(whole numbers from -127 to 127 in float64, the columns' scales in float32) whose product is `rounded`'s int8."""
-    with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
-        most = np.abs(array).max(0)
-        scales = np.where(most > LEAST, most / np.float32(127), 0) + (array * 0).sum(0)
-        whole = np.rint(array.astype(np.float64) * np.where(most > LEAST, np.float32(127) / most, 0))
-    return np.nan_to_num(whole, posinf=0, neginf=0), scales
-
-
-def _product(weights, precision, most=None):
-    """The function x (n, K) -> x @ weights in this precision; most (n, 1): |x| is no greater; None: as each x has it."""
-    if precision == 'int8':
-        whole, scales = _grid(np.asarray(weights, np.float32))
-
-        def product(x):
-            m = np.maximum(np.abs(x).max(1, keepdims=True), LEAST, dtype=x.dtype) if most is None else most
-            return (np.rint(x * (63 / m)) @ whole * (scales * (m / 63))).astype(x.dtype)
-        return product
-    if precision == 'bfloat16':
-        weights = rounded(weights, precision).astype(weights.dtype)
-        return lambda x: _bfloat16(x.astype(np.float32)).astype(x.dtype) @ weights
-    weights = np.ascontiguousarray(weights)
-    return lambda x: x @ weights
+from rounding import PRECISIONS, product
 
 
 class SampleText(Op):
@@ -69,8 +18,8 @@ class SampleText(Op):
     `encoded`; U, W, b of each layer; V, c. Outputs: indices (n, steps) int32, without the first; the states (L, n, H) before the last
     drawn ones are read. With `layernorm` the layer above, or V, reads a layer's state as LayerNorm passes it on.
 
-    precision: 'float32', 'bfloat16' or 'int8', of every W, every U above the first layer, V (see `rounded`) and the vectors that they
-    multiply: s and r * s, rounded to bfloat16 or, beside int8 weights, to 127 points of [-m, m], m the greatest of 1 and |s0| of the
+    precision: 'float32', 'bfloat16' or 'int8', of every W, every U above the first layer, V (see `rounding.rounded`) and the vectors that
+    they multiply: s and r * s, rounded to bfloat16 or, beside int8 weights, to 127 points of [-m, m], m the greatest of 1 and |s0| of the
     text, which no later state exceeds; for what a layer passes up with `layernorm`, m is its own greatest. The first layer's inputs,
     sums, gates and the states themselves are float32.
     Measured on tinyshakespeare, 2 x 128, 1.53 nats a character on held-out text: 0.00003 more in bfloat16, 0.0004 more in int8.
@@ -97,9 +46,9 @@ class SampleText(Op):
         H, states, passedup = len(V), list(s0), normalised if self.layernorm else lambda s: s
         most = np.maximum(np.abs(s0).max((0, 2)), 1)[:, None]       # of all states to come: they are no greater than 1 or those before
         mostpassed = None if self.layernorm else most
-        Us = [None] + [_product(U, self.precision, mostpassed) for U, _, _ in layers[1:]]
-        Wzrs, Whs = ([_product(W[:, part], self.precision, most) for _, W, _ in layers] for part in (slice(2 * H), slice(2 * H, None)))
-        output = _product(V, self.precision, mostpassed)
+        Us = [None] + [product(U, self.precision, mostpassed) for U, _, _ in layers[1:]]
+        Wzrs, Whs = ([product(W[:, part], self.precision, most) for _, W, _ in layers] for part in (slice(2 * H), slice(2 * H, None)))
+        output = product(V, self.precision, mostpassed)
         drawn = np.empty(uniforms.shape, np.int32)
         for step in range(uniforms.shape[1]):
             U, _, b = layers[0]

@@ -126,6 +126,7 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep):
     start = time.monotonic()
     model, data, hyper = ms.model, ms.data, ms.hyper
     model.prepare(hyper)
+    model.read(None)
     # Compiled before anything changes, and so that the progress bar starts with the first step.
     model.trainstep, model.evaluate
     if print_every:

@@ -1,4 +1,4 @@
-"""bfloat16 operands: what is rounded, that kernel and NumPy agree, and what it does to training."""
+"""Training and reading in other precisions: what is rounded, that kernel and NumPy agree, and what it does."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,10 @@ import pytest
 import layers
 import native
 import ops
-from conftest import kernel, naive_vectors, perform
+from conftest import kernel, naive_vectors, perform, symbol
 from hyperparams import HyperParams
 from rn_rnn_char import ModelState
+from rounding import bfloat16
 
 KERNELS = native.library()
 needskernels = pytest.mark.skipif(KERNELS is None, reason='no C++ compiler')
@@ -38,33 +39,6 @@ def case(source, T=4, B=3, K=6, H=5, V=7, seed=0):
     first = {'vectors': lambda: [uniform(T, B, K)], 'onehot': lambda: [x], 'encoded': lambda: [x, uniform(V, K), uniform(K)]}[source]()
     return first + [uniform(B, H), uniform(V if source == 'onehot' else K, 3 * H, scale=K ** -0.5), uniform(H, 3 * H, scale=H ** -0.5),
                     uniform(3 * H)]
-
-
-# --- Rounding ----------------------------------------------------------------------------------------------------------
-
-# A bfloat16 has 7 bits behind the point: between 1 and 2 they lie 1/128 apart.
-@pytest.mark.parametrize('number, nearest', [
-    (1.0, 1.0), (1 + 1 / 128, 1 + 1 / 128), (1 + 1 / 256, 1.0), (1 + 3 / 256, 1 + 2 / 128), (1 + 1.01 / 256, 1 + 1 / 128),
-    (-1 - 3 / 256, -1 - 2 / 128),
-    (0.0, 0.0), (3.3961776e38, np.inf), (np.inf, np.inf), (-np.inf, -np.inf), (np.nan, np.nan)])
-def test_the_nearest_bfloat16_and_of_two_the_even_one(number, nearest):
-    np.testing.assert_allclose(ops.rounded(np.float32([number])), np.float32([nearest]), rtol=1e-7)
-
-
-def test_every_bfloat16_is_its_own_nearest_and_no_other_is_nearer():
-    bits = np.arange(0x0080, 0x7f80, dtype=np.uint32)                   # all normal positive ones
-    every = (bits << 16).view(np.float32)
-    np.testing.assert_array_equal(ops.rounded(every), every)
-    numbers = np.exp(np.random.RandomState(0).uniform(-80, 80, 5000)).astype(np.float32)
-    at = np.clip(np.searchsorted(every, numbers), 1, len(every) - 1)
-    below, above = every[at - 1].astype(float), every[at].astype(float)
-    distance = np.minimum(numbers - below, above - numbers)
-    np.testing.assert_array_equal(np.abs(ops.rounded(numbers).astype(float) - numbers), distance)
-
-
-def test_other_types_are_left_alone():
-    numbers = np.array([1 + 2.0 ** -30])
-    assert ops.rounded(numbers) is numbers
 
 
 # --- The GRU -------------------------------------------------------------------------------------------------------------
@@ -200,7 +174,7 @@ def test_parameters_and_caches_are_float32s_of_full_precision(emulated):
     _, model = train('bfloat16', steps=5)
     for name, array in model.arrays().items():
         assert array.dtype == np.float32
-        assert name[-1] in 'acE' or not np.array_equal(ops.rounded(array), array), f'{name} was rounded where it is kept'
+        assert name[-1] in 'acE' or not np.array_equal(bfloat16(array), array), f'{name} was rounded where it is kept'
 
 
 @pytest.fixture
@@ -242,3 +216,88 @@ def test_two_rounds_are_one_twice_as_long_in_bfloat16_too(tmp_path, text, emulat
 def test_another_precision_is_refused_with_the_names_of_those_that_there_are(value, error):
     with pytest.raises(error, match="precision takes one of 'float32', 'bfloat16', got"):
         HyperParams(precision=value)
+
+
+# --- Reading and writing ---------------------------------------------------------------------------------------------------
+
+def naive_int8(source, inputs):
+    """S in float64 by the formulas of DESIGN: weights on 127 points a side by column, states on 63 of [-1, 1], vectors of [-m, m]."""
+    *_, s, U, W, b = (np.asarray(i, np.float64) for i in inputs)
+    H, S = len(W), []
+
+    def grid(weights):
+        scale = np.abs(weights).max(0) / 127
+        return np.rint(weights / scale) * scale
+
+    def points(x, m):
+        return np.rint(x * 63 / m) * m / 63
+    X = naive_vectors(source, inputs[:-4] if source != 'onehot' else [inputs[0], len(U)])
+    if source == 'vectors':
+        X, U = points(X, np.maximum(np.abs(X).max(2, keepdims=True), 1)), grid(U)
+    W, m = grid(W), np.maximum(np.abs(s).max(1, keepdims=True), 1)
+    for x in X:
+        into = x @ U + b
+        zr = np.clip(0.2 * (into[:, :2 * H] + points(s, m) @ W[:, :2 * H]) + 0.5, 0, 1)
+        z, r = zr[:, :H], zr[:, H:]
+        s = (1 - z) * np.tanh(into[:, 2 * H:] + points(r * s, m) @ W[:, 2 * H:]) + z * s
+        S.append(s)
+    return np.array(S)
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_a_layer_reads_in_int8_by_the_formulas(source):
+    inputs = case(source, T=1, H=9)
+    op = ops.GRU(source, 'int8')
+    S, last, G = perform(op, *inputs)
+    np.testing.assert_allclose(S, naive_int8(source, inputs), atol=2e-6)
+    np.testing.assert_array_equal(last, S[-1])
+    assert G.shape == (1, 3, 27) and op.kernel(op.make_node(*map(symbol, inputs))) is None
+
+
+@pytest.fixture
+def ms(tmp_path, text):
+    ms = ModelState.initfromsrcfile(text, tmp_path / 'work', layers=2, state_size=32, seq_len=20, seed=1, optimizer='adam', learnrate=0.01)
+    ms.trainmodel(train_len=30, valid_len=3, batchsize=4, print_every=0)
+    return ms
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'int8'])
+def test_reading_a_text_in_a_precision_gives_the_states_that_writing_it_gave(ms, precision):
+    ms.restore(precision=precision)
+    stream = ms.stream(60, temp=0.5, seed=3, prime='t')
+    text = 't' + ''.join(stream)
+    read = ms.trackneurons(text[:-1])[:, :, -1]             # the state's last character is not read yet
+    np.testing.assert_allclose(read, stream.state.states[:, 0], atol={'float32': 1e-5, 'bfloat16': 3e-3, 'int8': 1e-2}[precision])
+
+
+def test_the_loss_in_each_precision_is_near_that_of_float32_and_another(ms):
+    text, losses = 'the quick brown fox jumps over the lazy dog.\n' * 4, {}
+    for precision in ('float32', 'bfloat16', 'int8'):
+        ms.restore(precision=precision)
+        losses[precision] = ms.score(text).nats
+    ms.restore()
+    assert ms.score(text).nats == losses['float32']
+    assert 0 < abs(losses['bfloat16'] - losses['float32']) < 0.01 and 0 < abs(losses['int8'] - losses['float32']) < 0.02
+    assert len(set(losses.values())) == 3
+
+
+def test_the_checkpoint_stays_as_it_is_and_training_as_it_was(ms):
+    params = ms.model.get_params()
+    ms.restore(precision='int8')
+    ms.sample(20, seed=1)
+    for name, value in ms.model.get_params().items():
+        np.testing.assert_array_equal(value, params[name])
+    assert ms.model.reads == 'int8'
+    ms.trainmodel(train_len=2, valid_len=2, batchsize=4, print_every=1)
+    assert ms.model.reads == 'float32' and ms.hyper.precision == 'float32'
+    plain = ModelState.load(ms.workdir.path)
+    plain.restore()
+    assert plain.sample(100, seed=2) == ms.sample(100, seed=2)
+
+
+@pytest.mark.parametrize('value, error', [('int4', ValueError), ('INT8', ValueError), (8, TypeError)])
+def test_restore_refuses_another_precision_and_changes_nothing(ms, value, error):
+    ms.restore(precision='int8')
+    with pytest.raises(error, match="precision takes one of 'float32', 'bfloat16', 'int8', got"):
+        ms.restore(precision=value)
+    assert ms.model.reads == 'int8'

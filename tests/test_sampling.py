@@ -9,6 +9,7 @@ import sampling
 from conftest import kernel, naive_kept, naive_sample, perform, symbol, uniform
 from hyperparams import HyperParams
 from layers import MODELTYPES
+from rounding import rounded
 
 KERNELS = native.library()
 needskernels = pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here')
@@ -430,56 +431,9 @@ def test_a_sampler_of_float64_falls_back_to_numpy():
 
 # --- bfloat16 and int8 --------------------------------------------------------------------------------------------------
 
-def test_the_nearest_bfloat16_is_taken_and_of_two_the_even_one():
-    cases = {1: 1, 1 + 2 ** -8: 1, 1 + 2 ** -8 + 2 ** -20: 1 + 2 ** -7, 1 + 3 * 2 ** -8: 1 + 2 ** -6, -1 - 2 ** -8: -1, 0.3: 0.30078125,
-             -0.0: -0.0, 1e-40: 2.0 ** -133, 3.4e38: np.inf, -np.inf: -np.inf}
-    got = sampling.rounded(np.array([list(cases)], 'float32'), 'bfloat16')
-    assert got.dtype == np.float32 and got.shape == (1, len(cases))
-    np.testing.assert_array_equal(got[0], np.array(list(cases.values()), 'float32'))
-    assert np.signbit(got[0, 6])
-    assert np.isnan(sampling.rounded(np.array([[np.nan, -np.nan]], 'float32'), 'bfloat16')).all()
-
-
-def test_rounding_to_bfloat16_agrees_with_pytorch():
-    torch = pytest.importorskip('torch')
-    rng = np.random.RandomState(0)
-    array = (rng.normal(size=(300, 70)) * 10.0 ** rng.randint(-30, 30, (300, 70))).astype('float32')
-    want = torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
-    np.testing.assert_array_equal(sampling.rounded(array, 'bfloat16'), want)
-
-
-def test_int8_weights_lie_on_127_points_of_each_side_by_column():
-    array = np.array([[127, 0.5, 0, 1e-31, 1, 1], [-64.4, -1, 0, 0, 1, 1], [0.4, 0.001, 0, 0, 1, np.nan], [-0.6, 0.3, 0, 0, 1, 1]],
-                     'float32')
-    got = sampling.rounded(array, 'int8')
-    assert got.dtype == np.float32
-    np.testing.assert_array_equal(got[:, 0], [127, -64, 0, -1])
-    np.testing.assert_allclose(got[:, 1], np.array([64, -127, 0, 38]) / 127, rtol=1e-6)     # 63.5 is as near to 63
-    np.testing.assert_allclose(got[:, 2:5], [[0, 0, 1]] * 4, rtol=1e-6)
-    assert np.isnan(got[:, 5]).all()
-    inf = array.copy()
-    inf[2, 4] = np.inf
-    assert np.isnan(sampling.rounded(inf, 'int8')[:, 4]).all()
-
-
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2 ** 32 - 1), st.floats(1e-20, 1e20))
-@settings(max_examples=50, deadline=None)
-def test_rounded_weights_are_near_theirs_and_rounding_again_changes_nothing(K, columns, seed, scale):
-    array = (np.random.RandomState(seed).normal(size=(K, columns)) * scale).astype('float32')
-    assert sampling.rounded(array, 'float32').tobytes() == array.tobytes()
-    nearest, whole = (sampling.rounded(array, precision) for precision in ('bfloat16', 'int8'))
-    assert (np.abs(nearest - array) <= 2.0 ** -8 * np.abs(array)).all()
-    assert (np.abs(whole - array) <= np.abs(array).max(0) / 127 * 0.501).all()
-    np.testing.assert_array_equal(sampling.rounded(nearest, 'bfloat16'), nearest)
-    np.testing.assert_allclose(sampling.rounded(whole, 'int8'), whole, rtol=1e-6)
-
-
-def test_only_the_matrices_that_states_multiply_are_rounded():
-    for modeltype in MODELTYPES.values():
-        params = modeltype(9, 3, 8, 1).get_params()
-        rounded = sampling.roundedparams(params, 'int8')
-        assert list(rounded) == list(params)
-        assert {name for name in params if (rounded[name] != params[name]).any()} == {'W0', 'U1', 'W1', 'U2', 'W2', 'V'}
+def roundedparams(params, precision):
+    """get_params' dict as text is generated with it: what multiplies states rounded, the others as they are."""
+    return {name: rounded(p, precision) if name[0] in 'UWV' and name != 'U0' else p for name, p in params.items()}
 
 
 def naive_vector(x, precision, most):
@@ -525,7 +479,7 @@ def test_rounded_weights_give_what_the_naive_loop_gives(how, precision, encoded,
     successors differ by a weight times the points' distance."""
     inputs = samplecase(encoded, L, H, 7, steps=1, scale=1)
     inputs[7] *= beyond
-    op, params = sampling.SampleText(encoded, precision), sampling.roundedparams(named(encoded, inputs), precision)
+    op, params = sampling.SampleText(encoded, precision), roundedparams(named(encoded, inputs), precision)
     apart, rng = [], np.random.RandomState(0)
     for _ in range(30):
         inputs[1] = rng.uniform(size=(1, 1))
