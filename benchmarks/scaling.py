@@ -14,18 +14,13 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_step import measure, ours, processor, setthreads, sgemm
+from train_step import measure, needed, ours, processor, setthreads, sgemm
 
 BASE = {'L': 2, 'H': 256, 'B': 16, 'T': 64, 'V': 65}
 AVAILABLE = len(os.sched_getaffinity(0))
 VALUES = {'H': (32, 64, 128, 256, 512, 1024), 'B': (1, 2, 4, 8, 16, 32, 64, 128), 'T': (8, 16, 32, 64, 128, 256), 'L': (1, 2, 3, 4, 6),
           'V': (16, 65, 256, 1000, 4000, 16000), 'threads': sorted({1, 2, 3, 4, 6, 8, 12, 16, AVAILABLE} & set(range(1, AVAILABLE + 1)))}
 NAMES = {'H': 'state size H', 'B': 'batch B', 'T': 'steps T', 'L': 'layers L', 'V': 'vocabulary V', 'threads': 'threads'}
-
-
-def needed(L, H, B, T, V):
-    """FLOP of a step."""
-    return ((36 * L - 18) * H * H + 6 * H * V) * B * T
 
 
 def point(letter, value, precision, repeats):

@@ -55,6 +55,14 @@ def numpyops(*setting):
     return ours(*setting)
 
 
+def bfloat16(*setting):
+    """The same with operands of bfloat16."""
+    import native
+    if not native.accelerates('bfloat16'):
+        raise ImportError('this processor has no instruction for it')
+    return ours(*setting, precision='bfloat16')
+
+
 def pytorch(L, H, B, T, V):
     """The same with torch.nn: embedding, tanh, GRU, output, loss, backward, clip by value, RMSprop."""
     import torch
@@ -100,7 +108,7 @@ def withcoretype(coretype, *setting):
     return sgemm(*setting)
 
 
-CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
+CONTENDERS = {'sgemm': sgemm, 'ours': ours, 'ours, bfloat16': bfloat16, 'ours, on NumPy': numpyops, 'pytorch': pytorch}
 OPTIONS = {'rmsprop': {}, 'sgd': {'optimizer': 'sgd'}, 'adam': {'optimizer': 'adam'}, 'adamw': {'optimizer': 'adamw'},
            'clipping by norm': {'clipping': 'norm'}, 'dropout': {'dropout': 0.2}, 'ema': {'ema': 0.999}, 'regcost': {'regcost': 0.2},
            'layernorm': {'layernorm': True},
