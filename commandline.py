@@ -245,7 +245,7 @@ COMMANDS = {
     'train': Command(
         'start a model of a text and train it, or train one on', ('[FILE]', 'DIR'),
         {'a new model (with FILE)': NEW, 'hyperparameters': HYPER, 'training': TRAINING,
-         'going on (without FILE; info lists the checkpoints)': RESTORING},
+         'going on (without FILE; info lists the checkpoints)': [each for each in RESTORING if each.name != 'precision']},
         'Start a model of the text FILE, keep it in the directory DIR, and train it.\n'
         'Without FILE: train the model in DIR on from its last checkpoint. Then\n'
         'hyperparameters that are given take the place of those it had; what shapes\n'

@@ -270,8 +270,8 @@ class ModelState:
         """Put data and parameters back from the last checkpoint, or the one
         called `name`, and compile what generates text.
 
-        name       a bare file name, as checkpoints() lists them, or 'best' (the
-                   lowest validation loss) or 'latest'
+        name       a bare file name, as checkpoints() lists them, or 'best'
+                   (the lowest validation loss) or 'latest'
         precision  'float32', 'bfloat16' or 'int8': text is generated, and
                    score() reads, with weights of so many bits, until the
                    next restore() or training; None: as in training. int8 is

@@ -70,7 +70,8 @@ def offered():
     for command, functions in sources.items():
         for function in functions:
             for name, parameter in inspect.signature(function).parameters.items():
-                if name not in ('self', 'srcfile', 'workdir', 'hyper', 'state', 'verbose'):
+                ishyper = command == 'train' and name == 'precision'        # of training, not of restore's generation
+                if name not in ('self', 'srcfile', 'workdir', 'hyper', 'state', 'verbose') and not ishyper:
                     option = 'checkpoint' if function is ModelState.restore and name == 'name' else name
                     yield pytest.param(command, option, parameter.annotation, parameter.default, id=f'{command}-{function.__name__}-{name}')
     for field in dataclasses.fields(HyperParams):
