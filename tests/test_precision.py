@@ -1,12 +1,16 @@
 """Training and reading in other precisions: what is rounded, that kernel and NumPy agree, and what it does."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import layers
 import native
 import ops
-from conftest import kernel, naive_vectors, perform, symbol
+from conftest import ROOT, kernel, naive_vectors, perform, symbol
 from hyperparams import HyperParams
 from rn_rnn_char import ModelState
 from rounding import bfloat16
@@ -166,7 +170,19 @@ def test_without_the_instruction_training_is_float32s_and_says_so_once(monkeypat
     monkeypatch.setattr(report, 'verbose', True)
     for _ in range(2):
         np.testing.assert_array_equal(train('bfloat16', steps=3)[0], plain)
-    assert capsys.readouterr().out.count('Training in float32: this processor lacks the instruction that multiplies bfloat16 faster') == 1
+    line = 'Computing in float32: only kernels for AVX-512 BF16 are faster in bfloat16 (here: '
+    assert capsys.readouterr().out.count(line) == 1
+
+
+@pytest.mark.parametrize('kernels', ['numpy', 'scalar'])
+def test_what_computes_in_float32_instead_is_named_and_need_not_be_the_processor(tmp_path, text, kernels):
+    """Nor is there a word of training where text is generated."""
+    ModelState.initfromsrcfile(text, tmp_path / 'work', state_size=4, seq_len=20, seed=1, precision='bfloat16')
+    code = f'from rn_rnn_char import ModelState; ModelState.load({str(tmp_path / "work")!r}).sample(5)'
+    out = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'RN_GRU_KERNELS': kernels, 'RN_GRU_THREADS': '1'}, cwd=ROOT,
+                         capture_output=True, text=True).stdout
+    computes = 'NumPy' if kernels == 'numpy' or KERNELS is None else f'{kernels} kernels, 1 thread'
+    assert f'faster in bfloat16 (here: {computes}).' in out and 'raining' not in out
 
 
 @needskernels
