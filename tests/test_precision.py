@@ -11,6 +11,7 @@ import layers
 import native
 import ops
 from conftest import ROOT, kernel, naive_vectors, perform, symbol
+from engine import theano
 from hyperparams import HyperParams
 from rn_rnn_char import ModelState
 from rounding import bfloat16
@@ -268,6 +269,12 @@ def test_a_layer_reads_in_int8_by_the_formulas(source):
     np.testing.assert_allclose(S, naive_int8(source, inputs), atol=2e-6)
     np.testing.assert_array_equal(last, S[-1])
     assert G.shape == (1, 3, 27) and op.kernel(op.make_node(*map(symbol, inputs))) is None
+
+
+def test_int8_has_no_gradient():
+    inputs = [symbol(value) for value in case('vectors')]
+    with pytest.raises(ValueError, match='a GRU in int8 has no gradient: train in float32 or bfloat16'):
+        theano.grad(ops.GRU('vectors', 'int8')(*inputs)[0].sum(), inputs[-2])
 
 
 @pytest.fixture
