@@ -56,6 +56,20 @@ def losscase(T=3, B=2, H=16, V=5, seed=0, scale=1.0):
             rng.randint(0, V, (T, B)).astype('int32')]
 
 
+def samplecase(encoded, L=2, H=16, V=66, n=1, seed=0, steps=200, temp=1.0, top_k=None, top_p=1.0, min_p=0.0, scale=3.0):
+    """Inputs of a SampleText Op in float32 whose logits differ by some units, a fifth of the characters forbidden."""
+    rng = np.random.RandomState(seed)
+    allowed = (rng.rand(V) < 0.8).astype('int8')
+    allowed[rng.randint(V)] = 1
+    network = [uniform(rng, V, H), uniform(rng, H)] if encoded else []
+    for l in range(L):
+        rows = H if l or encoded else V
+        network += [uniform(rng, rows, 3 * H, scale=scale / H ** 0.5), uniform(rng, H, 3 * H, scale=scale / H ** 0.5), uniform(rng, 3 * H)]
+    network += [uniform(rng, H, V, scale=scale / H ** 0.5), uniform(rng, V)]
+    return [rng.randint(0, V, n).astype('int32'), rng.uniform(size=(n, steps)), np.array(float(temp)), np.array(top_k or V),
+            np.array(float(top_p)), np.array(float(min_p)), allowed, uniform(rng, L, n, H), *network]
+
+
 def updatecase(shapes, seed=0, scale=1.0, optimizer='rmsprop', averaged=False, **given):
     """Inputs of an Update Op; gradients within +-4 scale, a regcost in half of the cases."""
     rng = np.random.RandomState(seed)

@@ -9,6 +9,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import compiler
@@ -16,8 +17,10 @@ import engine
 import native
 import ops
 from conftest import kernel, perform
-from kernelcases import (CXX, KERNELS, RULES, SOURCES, assert_close, finished, gradcase, grucase, losscase, needscompiler, process, truth,
-                         updatecase)
+from kernelcases import (CXX, KERNELS, RULES, SOURCES, assert_close, finished, gradcase, grucase, losscase, needscompiler, process,
+                         samplecase, truth, updatecase)
+from rounding import PRECISIONS
+from sampling import SampleText
 from update import Update
 
 pytestmark = [needscompiler, pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here'),
@@ -48,6 +51,23 @@ def test_kernels_for_every_set_agree_with_numpy(monkeypatch, name):
         op, inputs = Update(optimizer, clipping, averaged, 2), updatecase([(17, 65), (3,)], 0, 1, optimizer, averaged)
         expected = perform(op, *(i.astype('float64') for i in inputs))
         assert_close(kernel(op, inputs), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_the_sampler_of_every_set_writes_what_numpy_writes(monkeypatch, name, precision):
+    """Of rounded weights but for one text at the most: a state between two points may be rounded either way."""
+    kernels = native.load(name)
+    monkeypatch.setattr(native, 'library', lambda: kernels)
+    same, texts = 0, 0
+    for seed, (L, H, V, n) in enumerate([(1, 2, 3, 1), (2, 17, 40, 1), (3, 33, 20, 7), (2, 100, 66, 3), (2, 7, 5, 2), (1, 65, 30, 1)]):
+        for layernorm in (False, True):
+            op = SampleText(seed % 2 == 0, precision, layernorm)
+            inputs = samplecase(seed % 2 == 0, L, H, V, n, seed, steps=60, scale=0.7)
+            (drawn, states), (want, want_states) = kernel(op, inputs), perform(op, *inputs)
+            near = np.abs(states - want_states).max((0, 2)) < (1e-4 if precision == 'float32' else 0.05)
+            same, texts = same + ((drawn == want).all(1) & near).sum(), texts + n
+    assert same >= texts - (precision != 'float32')
 
 
 # --- By the driver ------------------------------------------------------------------------------------------------------
