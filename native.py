@@ -121,7 +121,8 @@ def accelerates(precision):
 
 
 def trainable(precision):
-    """The precision that training in `precision` has here: the same, or float32 where that is faster; then one line says so, once."""
+    """The precision that a model of hyperparameter `precision` computes in here: the same, or float32 where that is faster; then one line
+    says so, once."""
     if precision == 'float32' or accelerates(precision):
         return precision
     _saywhy(precision)
@@ -130,7 +131,7 @@ def trainable(precision):
 
 @functools.cache
 def _saywhy(precision):
-    report.say(f'Training in float32: this processor lacks the instruction that multiplies {precision} faster (AVX-512 BF16).')
+    report.say(f'Computing in float32: only kernels for AVX-512 BF16 are faster in {precision} (here: {describe()}).')
 
 
 def profile():

@@ -156,6 +156,8 @@ class GRU(Op):
         dS, dlast, dG = gradients
         if not isdisconnected(dG):
             raise ValueError('the gates that a GRU saves for its gradient have no gradient themselves: use S')
+        if self.precision not in OPERANDS:
+            raise ValueError(f'a GRU in {self.precision} has no gradient: train in {" or ".join(OPERANDS)}')
         if isdisconnected(dS):
             dS = T.zeros_like(outputs[0])
         if not isdisconnected(dlast):

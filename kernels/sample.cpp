@@ -354,13 +354,15 @@ struct Sampler {
         for (int64_t i = 0; i < n; ++i) in[i] = c;
         multiply_all<P>(own, outputs + own.from * P::bytes(H), n, H, top, top_unit, 0, top, in, 0, logits, VP);
         for (int i = 0; i < parts; ++i)
-            for (int64_t text = 0; nans[i] && text < n; ++text)
+            for (int64_t text = 0; __atomic_load_n(&nans[i], __ATOMIC_RELAXED) && text < n; ++text)
                 for (int64_t j = own.from; j < own.to; ++j) logits[text * VP + j] = NAN;
     }
 
-    // X may be no NaN, and logits made of them are then given as NaN.
+    // X may be no NaN, and logits made of them are then given as NaN. What one text's layers pass up each thread notes as its own, and
+    // waits for no other before it looks.
     void note(int part, I lost) {
-        for (int i = 0; i < W; ++i) nans[part] = nans[part] || lost[i] != 0;
+        for (int i = 0; i < W; ++i)
+            if (lost[i] != 0) __atomic_store_n(&nans[part], true, __ATOMIC_RELAXED);
     }
 
     // A thread's part of the steps from `step` to `stop`; the first thread may set `stop` lower on the way.

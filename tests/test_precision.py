@@ -1,12 +1,17 @@
 """Training and reading in other precisions: what is rounded, that kernel and NumPy agree, and what it does."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import layers
 import native
 import ops
-from conftest import kernel, naive_vectors, perform, symbol
+from conftest import ROOT, kernel, naive_vectors, perform, symbol
+from engine import theano
 from hyperparams import HyperParams
 from rn_rnn_char import ModelState
 from rounding import bfloat16
@@ -166,7 +171,19 @@ def test_without_the_instruction_training_is_float32s_and_says_so_once(monkeypat
     monkeypatch.setattr(report, 'verbose', True)
     for _ in range(2):
         np.testing.assert_array_equal(train('bfloat16', steps=3)[0], plain)
-    assert capsys.readouterr().out.count('Training in float32: this processor lacks the instruction that multiplies bfloat16 faster') == 1
+    line = 'Computing in float32: only kernels for AVX-512 BF16 are faster in bfloat16 (here: '
+    assert capsys.readouterr().out.count(line) == 1
+
+
+@pytest.mark.parametrize('kernels', ['numpy', 'scalar'])
+def test_what_computes_in_float32_instead_is_named_and_need_not_be_the_processor(tmp_path, text, kernels):
+    """Nor is there a word of training where text is generated."""
+    ModelState.initfromsrcfile(text, tmp_path / 'work', state_size=4, seq_len=20, seed=1, precision='bfloat16')
+    code = f'from rn_rnn_char import ModelState; ModelState.load({str(tmp_path / "work")!r}).sample(5)'
+    out = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'RN_GRU_KERNELS': kernels, 'RN_GRU_THREADS': '1'}, cwd=ROOT,
+                         capture_output=True, text=True).stdout
+    computes = 'NumPy' if kernels == 'numpy' or KERNELS is None else f'{kernels} kernels, 1 thread'
+    assert f'faster in bfloat16 (here: {computes}).' in out and 'raining' not in out
 
 
 @needskernels
@@ -252,6 +269,12 @@ def test_a_layer_reads_in_int8_by_the_formulas(source):
     np.testing.assert_allclose(S, naive_int8(source, inputs), atol=2e-6)
     np.testing.assert_array_equal(last, S[-1])
     assert G.shape == (1, 3, 27) and op.kernel(op.make_node(*map(symbol, inputs))) is None
+
+
+def test_int8_has_no_gradient():
+    inputs = [symbol(value) for value in case('vectors')]
+    with pytest.raises(ValueError, match='a GRU in int8 has no gradient: train in float32 or bfloat16'):
+        theano.grad(ops.GRU('vectors', 'int8')(*inputs)[0].sum(), inputs[-2])
 
 
 @pytest.fixture
