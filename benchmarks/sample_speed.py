@@ -1,6 +1,6 @@
 """Characters a second that texts are drawn with: ours, native and on NumPy, and PyTorch's GRUCell step loop, side by side.
 
-    python benchmarks/sample_speed.py [--settings 2x128 3x256 3x512] [--texts 1 16 64 256] [--vocab 66] [--chars 200]
+    python benchmarks/sample_speed.py [--settings 2x128 3x256 3x512] [--texts 1 16 64 256] [--vocab 66] [--chars 1000]
         [--threads 2] [--repeats 9] [--precision float32 bfloat16 int8]
 
 Each contender runs in a process of its own and draws its texts in turn, so that all meet the same noise. Medians. One text is limited by
@@ -93,7 +93,7 @@ def main():
     parser.add_argument('--settings', nargs='+', default=['2x128', '3x256', '3x512'], metavar='LxH')
     parser.add_argument('--texts', nargs='+', type=int, default=[1, 16, 64, 256], help='how many side by side')
     parser.add_argument('--vocab', type=int, default=66)
-    parser.add_argument('--chars', type=int, default=200, help='of all texts together, and at least 10 of each')
+    parser.add_argument('--chars', type=int, default=1000, help='of all texts together, and at least 10 of each')
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--repeats', type=int, default=9, help='turns of 5 texts each')
     parser.add_argument('--precision', nargs='+', default=list(BYTES), choices=list(BYTES), help='of our weights')

@@ -34,6 +34,7 @@ def point(letter, value, precision, repeats):
 def draw(path, points, title):
     """One panel for each letter, both axes logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
     figure = Figure((3.2 * min(len(points), 3), 2.8 * -(-len(points) // 3)), 120, layout='constrained')
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(-(-len(points) // 3), min(len(points), 3), squeeze=False, sharey=True).ravel()
@@ -42,6 +43,8 @@ def draw(path, points, title):
         axis.loglog(values, [1e3 * s for s in limits], color='#999999', linestyle='--', label='limit: the FLOP at the peak of SGEMM')
         axis.loglog(values, [1e3 * s for s in ours_], color='#0072B2', marker='o', label='RN-GRU')
         axis.set_xticks(values, [f'{value:,}' for value in values], rotation=45 if max(values) > 999 else 0)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter('{x:g}')
         axis.minorticks_off()
         axis.set_xlabel(NAMES[letter])
         axis.grid(alpha=0.3)

@@ -17,6 +17,8 @@
 #include <string.h>
 #include <time.h>
 
+#include <type_traits>
+
 #include "draw.hpp"
 #include "layernorm.hpp"
 #include "panels.hpp"
@@ -56,22 +58,25 @@ public:
 template <class P>
 struct Sampler {
     typedef typename P::X X;
+    static constexpr bool converts = !std::is_same<P, Float32>::value;  // weights into something else
     const rngru_sampler& m;
     const int64_t L, H, K, N, n, HP, VP;
     const int64_t panel;  // vectors
     const bool encoded;
     // Kept from call to call: how it went, copies of what the table is made of, which rows of it each part has, the table, then
-    // all weights in panels.
+    // all weights in panels, and copies of those that were converted.
     struct Course {
         int64_t parts;         // that the rest is cut into
         int64_t texts;         // that the pace is of
         double pace;           // one thread's seconds a step; 0: not known
         int64_t alone, again;  // rounds that one thread does now, and next time
+        int64_t layout;        // how the panels are cut that `originals` were converted into
     }* course;
     float *E, *a, *b0;
     uint8_t* known;  // (MOST, N)
     float* table;    // (N, 3, HP): x U + b of the first layer
     char *firsts, *layers, *outputs;  // the first in float32
+    float* originals;                 // (2 L, H, 3H), U and W of each layer, but of the first one's U nothing; (H, N): Wv
     // Scratch
     float *states, *r, *z, *h, *bias, *c, *logits, *x, *inputs;
     X *s_x, *rs_x;          // (L, n, HP), (n, HP): the states and r * s, as they are multiplied; in float32 `states` and `r` are
@@ -106,6 +111,7 @@ struct Sampler {
         }
         take(layers, bytes() * HP / 4);
         take(outputs, P::bytes(H) * VP / 4);
+        take(originals, converts ? 6 * L * H * H + H * N : 0);
     }
     template <class Take>
     void lay_out(Take take) {
@@ -196,9 +202,26 @@ struct Sampler {
         if (changed || cut) memset(known, 0, (size_t)(MOST * N));
     }
 
+    // Whether the panels are those of these weights, which what they were made from tells: comparing takes a tenth of converting.
+    bool unchanged(int threads) {
+        const int64_t layout = parts * 2 * PANEL + panel, each = 3 * H * H;
+        bool same = course->layout == layout;
+        course->layout = 0;  // until all is done
+        Parts matrices(2 * L + 1, 1, 0);
+        parallel(threads, [&](int, int n) {
+            for (int64_t i, end; matrices.take(n, i, end);)
+                for (; i < end; ++i) {
+                    const float* const from = i == 2 * L ? m.Wv : i % 2 ? m.W[i / 2] : m.U[i / 2];
+                    if (i == 0 || !refresh(originals + i * each, from, i == 2 * L ? H * N : each)) continue;
+                    __atomic_store_n(&same, false, __ATOMIC_RELAXED);
+                }
+        });
+        return same;
+    }
+
     Matrix gate(const float* p, int64_t rows, int which) const { return {p + which * H, 3 * H, rows, H}; }
 
-    void refresh_weights(int part) {
+    void refresh_weights(int part, bool same) {
         const Columns& own = columns[part];
         if (encoded) {
             char* p = firsts + own.from * 3 * Float32::bytes(K);
@@ -206,6 +229,7 @@ struct Sampler {
             for (int g = 0; g < 3; ++g) changed |= refresh<Float32>(own, panel, p, gate(m.U[0], K, g));
             if (changed) memset(known + part * N, 0, (size_t)N);
         }
+        if (same) return;
         char* p = layers + own.from * bytes();
         for (int64_t l = 0; l < L; ++l) {
             for (int g = 0; g < 2; ++g)
@@ -406,9 +430,12 @@ struct Sampler {
         parts = most > 1 ? (int)most : 1;
         prepare();
         Parts each(parts, 1, 0);
-        parallel(course->alone > 0 ? 1 : parts, [&](int, int threads) {
-            for (int64_t part, end; each.take(threads, part, end);) refresh_weights((int)part);
+        const int threads = course->alone > 0 ? 1 : parts;
+        const bool same = converts && unchanged(threads);
+        parallel(threads, [&](int, int threads) {
+            for (int64_t part, end; each.take(threads, part, end);) refresh_weights((int)part, same);
         });
+        course->layout = parts * 2 * PANEL + panel;
         for (step = 0; step < m.steps && !failed;) {
             const int64_t left = m.steps - step;
             if (parts > 1 && step > 0 && course->alone == 0) {
