@@ -273,8 +273,9 @@ class ModelState:
         name       a bare file name, as checkpoints() lists them, or 'best'
                    (the lowest validation loss) or 'latest'
         precision  'float32', 'bfloat16' or 'int8': text is generated, and
-                   score() reads, with weights of so many bits, until the
-                   next restore() or training; None: as in training. int8 is
+                   prime, score() and trackneurons() read it, with weights of
+                   so many bits, until the next restore() or training; None:
+                   as in training. int8 is
                    about three times as fast as float32, and its loss
                    0.0005 higher; the checkpoint stays as it is
         threads    of the native kernels; None: RN_GRU_THREADS, or as many as
