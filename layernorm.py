@@ -7,7 +7,7 @@ import numpy as np
 
 import native
 from engine import Apply, Op, T
-from ops import _buffer
+from ops import _buffer, _haskernel
 
 EPS = 1e-5              # beside the variance, as in PyTorch's layer_norm
 
@@ -97,10 +97,6 @@ def _normalise(S, out):
     scale = 1 / np.sqrt(np.mean(out * out, axis=-1, keepdims=True) + S.dtype.type(EPS))
     out *= scale
     return scale
-
-
-def _haskernel(node):
-    return native.library() is not None and all(i.type.dtype == 'float32' for i in node.inputs)
 
 
 def _check(S, dN=None):

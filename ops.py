@@ -94,14 +94,14 @@ class GRU(Op):
         ZR *= 0.2                               # the hard sigmoid's 0.2 v + 0.5, here for all steps, below in the weights
         ZR += 0.5
         Wzr, Wh = 0.2 * operand(W[:, :2 * H]), operand(np.ascontiguousarray(W[:, 2 * H:]))
-        product, rs = np.empty((B, 2 * H), s0.dtype), np.empty((B, H), s0.dtype)
+        sums, rs = np.empty((B, 2 * H), s0.dtype), np.empty((B, H), s0.dtype)
         s = s0
         for t in range(steps):
             zr_t, h_t, s_next = ZR[t], h[t], S[t]
-            np.dot(operand(s), Wzr, out=product)
-            product += zr_t
-            np.maximum(product, 0, out=product)
-            np.minimum(product, 1, out=zr_t)
+            np.dot(operand(s), Wzr, out=sums)
+            sums += zr_t
+            np.maximum(sums, 0, out=sums)
+            np.minimum(sums, 1, out=zr_t)
             np.multiply(zr_t[:, H:], s, out=rs)
             np.dot(operand(rs), Wh, out=s_next)
             s_next += h_t
@@ -208,7 +208,7 @@ class GRUGrad(Op):
         np.multiply(h, h, out=dh)
         np.subtract(1, dh, out=dh)
         dh *= 1 - z
-        ds, drs, product = np.zeros((B, H), dtype), np.empty((B, H), dtype), np.empty((B, H), dtype)
+        ds, drs, sums = np.zeros((B, H), dtype), np.empty((B, H), dtype), np.empty((B, H), dtype)
         for t in reversed(range(steps)):
             ds += dS[t]
             dh[t] = operand(dh[t] * ds)
@@ -216,11 +216,11 @@ class GRUGrad(Op):
             dz[t] *= ds
             dr[t] *= drs
             dzr[t] = operand(dzr[t])
-            np.dot(dzr[t], Wzr_T, out=product)
+            np.dot(dzr[t], Wzr_T, out=sums)
             ds *= z[t]
             drs *= r[t]
             ds += drs
-            ds += product
+            ds += sums
         dG, S_prev = dG.reshape(-1, 3 * H), S_prev.reshape(-1, H)
         (ds0_out, dU_out, dW_out, db_out) = outputs[-4:]
         dU, dW = _buffer(dU_out, U.shape, dtype), _buffer(dW_out, W.shape, dtype)
