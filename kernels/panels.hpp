@@ -14,7 +14,7 @@
 namespace rngru {
 
 constexpr int PANEL = 8;         // vectors, of one text: sums, two a cycle, four cycles each
-constexpr int64_t UNIT = 16;     // columns: a cache line, which no two threads write to
+constexpr int64_t UNIT = 16;     // columns: a cache line of float32, which no two threads write to
 constexpr int64_t AHEAD = 1024;  // bytes that a panel is fetched ahead of its use; bfloat16 is slower by it
 static_assert(UNIT % W == 0, "a unit is whole vectors");
 

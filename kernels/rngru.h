@@ -7,7 +7,7 @@
  * Results do not depend on the number of threads, bit for bit.
  *
  *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden \
- *       kernels/{gemm,forward,backward,output,update,dropout,layernorm,sample,pool,processors}.cpp -o librngru.so
+ *       kernels/{gemm,forward,backward,output,update,dropout,layernorm,sample,draw,pool,processors}.cpp -o librngru.so
  */
 #ifndef RNGRU_H
 #define RNGRU_H

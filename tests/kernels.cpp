@@ -653,8 +653,8 @@ void test_sample(const Precision& precision, int threads) {
         m.top_p = below(2) ? 1 : 0.2 + 0.8 * uniform(), m.min_p = below(2) ? 0 : 0.3 * uniform();
     }
     situation = std::string(precision.name) + ", L " + std::to_string(L) + ", H " + std::to_string(H) + ", N " + std::to_string(N) +
-                ", n " + std::to_string(n) + ", steps " + std::to_string(steps) + (encoded ? ", encoded" : ", onehot") + (layernorm ? ", layernorm" : "") +
-                ", threads " + std::to_string(threads);
+                ", n " + std::to_string(n) + ", steps " + std::to_string(steps) + (encoded ? ", encoded" : ", onehot") +
+                (layernorm ? ", layernorm" : "") + ", threads " + std::to_string(threads);
     std::vector<const float*> U, W, b;
     std::vector<Doubles> Us, Ws;
     for (const Layer& l : layers) {
@@ -719,7 +719,8 @@ void test_sample_with_threads(const Precision& precision, bool layernorm, int64_
     const int64_t L = 2, H = 300 + below(200), N = 20 + below(40), steps = 8;
     situation = std::string(precision.name) + ", H " + std::to_string(H) + ", N " + std::to_string(N) + ", n " + std::to_string(n) +
                 (layernorm ? ", layernorm" : "") + ", several threads";
-    const Floats U = drawn(N * 3 * H), U1 = drawn(H * 3 * H, 0.1), W = drawn(H * 3 * H, 0.1), b = drawn(3 * H), Wv = drawn(H * N), c = drawn(N);
+    const Floats U = drawn(N * 3 * H), U1 = drawn(H * 3 * H, 0.1), W = drawn(H * 3 * H, 0.1), b = drawn(3 * H);
+    const Floats Wv = drawn(H * N), c = drawn(N);
     const float *const Us[] = {U.data(), U1.data()}, *const Ws[] = {W.data(), W.data()}, *const bs[] = {b.data(), b.data()};
     Array<uint8_t> allowed(N);
     for (int64_t v = 0; v < N; ++v) allowed[v] = 1;
