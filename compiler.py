@@ -32,6 +32,7 @@ FLAGS = ['-O3', '-std=c++17', '-fPIC', '-pthread', '-fvisibility=hidden']
 AVX512 = ('avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx2', 'fma')
 SCALAR = ('scalar', (), ['-DRNGRU_SHAPE=4'])
 X86 = [('AVX-512', (*AVX512, 'avx512_bf16', 'avx512_vnni'), [*(f'-m{name}' for name in AVX512), '-mavx512bf16', '-mavx512vnni']),
+       ('AVX-512', (*AVX512, 'avx512_vnni'), [*(f'-m{name}' for name in AVX512), '-mavx512vnni']),
        ('AVX-512', AVX512, [f'-m{name}' for name in AVX512]),
        ('AVX2', ('avx2', 'fma'), ['-mavx2', '-mfma']),
        ('AVX', ('avx',), ['-mavx']),

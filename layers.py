@@ -353,13 +353,14 @@ class ModelParams:
 
     def _training(self):
         """The compiled step of the present settings: (x, y, rates) -> (loss, norm, share)."""
-        settings = self.settings
+        precision = native.trainable(self.settings.precision)
+        settings = self.settings._replace(precision=precision)
         if settings in self._functions:
             return self._functions[settings]
         x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
         rates = T.vector('rates', dtype='float64')
         dropout = [T.scalar(dtype=dtype) for dtype in DROPOUT if settings.dropout]
-        network = self._within(native.trainable(settings.precision))
+        network = self._within(precision)
         loss, lasts = network.loss(x, y, self.states, gradients=True, dropout=dropout)
         params, caches = list(self.params.values()), [self.caches[name] for name in self._cachenames()]
         isweight = np.array([name in self.weights() for name in self.params], np.float32)

@@ -275,8 +275,8 @@ class ModelState:
         precision  'float32', 'bfloat16' or 'int8': text is generated, and
                    prime, score() and trackneurons() read it, with weights of
                    so many bits, until the next restore() or training; None:
-                   as in training. int8 is
-                   about three times as fast as float32, and its loss
+                   as in training. int8 writes two to three times as fast as
+                   float32, reads several times slower, and its loss is
                    0.0005 higher; the checkpoint stays as it is
         threads    of the native kernels; None: RN_GRU_THREADS, or as many as
                    the process may use

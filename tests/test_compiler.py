@@ -166,6 +166,7 @@ def test_features_are_what_the_system_says_that_programs_may_use(monkeypatch, cp
 @needscompiler
 @pytest.mark.parametrize('features, flags, others', [
     (f'{AVX512} avx512_bf16 avx512_vnni', ['-mavx512f', '-mavx512bf16', '-mavx512vnni'], []),
+    (f'{AVX512} avx512_vnni', ['-mavx512f', '-mavx512vnni'], ['bf16']),
     (AVX512, ['-mavx512f', '-mfma'], ['bf16', 'vnni']),
     (AVX2, ['-mavx2', '-mfma'], ['avx512']), (f'{BASE} avx', ['-mavx'], ['-mavx2', '-mfma']), (BASE, ['-msse2'], ['-mavx'])])
 def test_the_kernels_are_compiled_for_the_best_set_whatever_the_compiler_takes_for_native(cache, monkeypatch, features, flags, others):
