@@ -261,6 +261,9 @@ Multiply<P>* product_of(int64_t texts, int64_t vectors) {
         if (texts < R) return product_of<P, R - 1>(texts, vectors);
     return product_of_vectors<P, R, vectors_of(R == 1)>(vectors);
 }
+// Files of their own: they are most of the sampler's compilation, which so goes on side by side.
+extern template Multiply<Bfloat16>* product_of<Bfloat16, MR>(int64_t texts, int64_t vectors);
+extern template Multiply<Int8>* product_of<Int8, MR>(int64_t texts, int64_t vectors);
 
 // Brings a part's panels of `first` above `second` up to date; whether anything had changed.
 template <class P>

@@ -5,9 +5,7 @@
  * N rows of E, V vocabulary. Every function may be called from any thread; calls take turns.
  * Functions that return int give 0, or 1 where memory ran out; outputs are then undefined.
  * Results do not depend on the number of threads, bit for bit.
- *
- *   g++ -O3 -std=c++17 -march=native -shared -fPIC -pthread -fvisibility=hidden \
- *       kernels/{gemm,forward,backward,output,update,dropout,layernorm,sample,draw,pool,processors}.cpp -o librngru.so
+ * README.md says how to compile them.
  */
 #ifndef RNGRU_H
 #define RNGRU_H
