@@ -120,7 +120,8 @@ def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path):
     passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16')], 'emulated', 20)
 
 
-@pytest.mark.parametrize('name', [BEST] + [pytest.param(name, marks=pytest.mark.long) for name in OTHERS])
+@pytest.mark.long
+@pytest.mark.parametrize('name', [BEST, *OTHERS])
 def test_kernels_compiled_by_clang_agree_with_plain_loops(tmp_path, name):
     if not shutil.which('clang++'):
         pytest.skip('there is no clang++ here')
