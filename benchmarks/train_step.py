@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+AWAKE = 0.2         # seconds: OpenBLAS's threads spin for 0.11 before they sleep
 SETTINGS = ['2x128xB50xT50', '3x256xB16xT100', '3x512xB64xT100']
 
 
@@ -129,7 +130,9 @@ def _worker(contender, setting, connection):
         connection.send(str(error))
         return
     for steps in iter(connection.recv, 0):
-        times = []
+        times, end = [], time.perf_counter() + AWAKE
+        while time.perf_counter() < end:        # processors and a pool that have slept take a while to be awake
+            step()
         for _ in range(steps):
             start = time.perf_counter()
             step()
@@ -155,7 +158,7 @@ def measure(setting, repeats, contenders=CONTENDERS):
     times = {name: [] for name in workers}
     for _ in range(repeats):
         for name, connection in workers.items():
-            time.sleep(0.05)                    # the pool of the one before falls asleep
+            time.sleep(AWAKE)                   # the pool of the one before falls asleep
             connection.send(5)
             times[name] += connection.recv()
     for connection in workers.values():
