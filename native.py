@@ -21,6 +21,7 @@ from rounding import PRECISIONS
 
 NOMEMORY, NOTNUMBERS = 1, 2  # what the kernels' functions return
 MAXTHREADS = 256             # as many as the pool has seats for
+_explained = set()           # the precisions of which `trainable` has said why
 
 
 class Layer(ctypes.Structure):
@@ -125,13 +126,10 @@ def trainable(precision):
     says so, once."""
     if precision == 'float32' or accelerates(precision):
         return precision
-    _saywhy(precision)
+    if report.verbose and precision not in _explained:
+        _explained.add(precision)
+        report.say(f'Computing in float32: only kernels for AVX-512 BF16 are faster in {precision} (here: {describe()}).')
     return 'float32'
-
-
-@functools.cache
-def _saywhy(precision):
-    report.say(f'Computing in float32: only kernels for AVX-512 BF16 are faster in {precision} (here: {describe()}).')
 
 
 def profile():
