@@ -54,7 +54,7 @@ def instructionsets():
 def named(wanted):
     """The instruction set that the user calls `wanted`, by its name in NAMES.
 
-    Raises ValueError for one that this processor lacks, or that there isn't.
+    Raises ValueError for one that this processor lacks, the compiler doesn't know the flags of, or that there isn't.
     """
     name = next((name for name in NAMES if name.replace('-', '').lower() == wanted.replace('-', '').lower()), None)
     if name is None:
@@ -62,6 +62,14 @@ def named(wanted):
                          'correct it or unset it')
     if name not in (had := instructionsets()):
         raise ValueError(f'RN_GRU_KERNELS={wanted!r} is not for this processor, it has {", ".join(had)}: choose one of these or unset it')
+    command = _command()
+
+    def isknown(each):
+        return any(_knows(command, flags) for one, _, flags in _had() if one == each)
+    known = [] if not command or isknown(name) else [each for each in had if isknown(each)]
+    if known:                                   # of none at all, compiling will say what is wrong
+        raise ValueError(f'RN_GRU_KERNELS={wanted!r} is not for this compiler, {command[0]} knows {", ".join(known)} of what the processor '
+                         'has: choose one of these or unset it')
     return name
 
 
@@ -70,9 +78,8 @@ def compiled(name=None):
 
     Raises OSError (NoCompiler without a compiler) or subprocess.CalledProcessError; `why` says in a sentence what that means.
     """
-    compiler = engine.theano.config.cxx
-    command = [compiler] if shutil.which(compiler) else shlex.split(compiler)
-    if not command or not shutil.which(command[0]):
+    compiler, command = engine.theano.config.cxx, _command()
+    if not command:
         raise NoCompiler
     version = _run(*command, '--version')
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in ('.cpp', '.hpp', '.h'))
@@ -112,6 +119,13 @@ def why(error):
     if isinstance(error, NoCompiler):
         return 'there is no C++ compiler. `sudo apt install g++` (Debian, Ubuntu) or `xcode-select --install` (macOS) brings one.'
     return f'the kernels could not be made ready ({reason(error)}).'
+
+
+def _command():
+    """The engine's compiler as the words of a command, [] without one."""
+    compiler = engine.theano.config.cxx
+    command = [compiler] if shutil.which(compiler) else shlex.split(compiler)
+    return command if command and shutil.which(command[0]) else []
 
 
 def _run(*command):

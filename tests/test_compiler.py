@@ -177,12 +177,14 @@ def test_the_kernels_are_compiled_for_the_best_set_whatever_the_compiler_takes_f
         assert all(flag in call.split() for flag in flags) and not any(other in call for other in others) and 'native' not in call
 
 
+OLDER = 'case "$*" in *--version*) echo old; exit;; *avx512*) echo "error: unrecognized option" >&2; exit 1;; esac'
+
+
 @needscompiler
 def test_a_compiler_that_is_older_than_the_processor_falls_to_the_next_set(cache, monkeypatch):
     """By the compiler's own answer; a warm start compiles nothing and says nothing."""
     pretend(monkeypatch, f'{AVX512} avx512_bf16 avx512_vnni')
-    older = 'case "$*" in *--version*) echo old; exit;; *avx512*) echo "error: unrecognized option" >&2; exit 1;; esac'
-    cache.setcompiler(f'{older}\nexec {CXX} -Wno-unused-command-line-argument $(echo "$@" | sed "s/-mavx2//;s/-mfma//")')
+    cache.setcompiler(f'{OLDER}\nexec {CXX} -Wno-unused-command-line-argument $(echo "$@" | sed "s/-mavx2//;s/-mfma//")')
     assert cache.load() == 'one'
     assert cache.runs() == 3 and all('-mavx2' in call and 'avx512' not in call for call in cache.calls())
     assert cache.load() == 'one' and cache.runs() == 3 and len(cache.said) == 1
@@ -206,6 +208,16 @@ def test_a_set_that_the_processor_lacks_is_refused_in_one_sentence_that_says_wha
     with pytest.raises(ValueError, match='it has AVX, SSE2, scalar') as error:
         cache.load()
     assert repr(wanted) in str(error.value) and '\n' not in str(error.value) and not cache.runs()
+
+
+@needscompiler
+def test_a_set_that_the_compiler_is_too_old_for_is_refused_in_one_sentence_that_says_what_it_knows(cache, monkeypatch):
+    pretend(monkeypatch, f'{AVX512} avx512_bf16 avx512_vnni')
+    cache.setcompiler(f'{OLDER}\nexec {CXX} "$@"')
+    monkeypatch.setenv('RN_GRU_KERNELS', 'avx512')
+    with pytest.raises(ValueError, match="'avx512' is not for this compiler, .* knows AVX2, AVX, SSE2, scalar of") as error:
+        cache.load()
+    assert cache.config.cxx in str(error.value) and '\n' not in str(error.value) and not cache.runs() and not cache.said
 
 
 @pytest.mark.parametrize('wanted', ['AVX3', 'nativ', 'pytorch', '1'])
