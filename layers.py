@@ -487,6 +487,7 @@ def _orthogonal(rng, H):
 
 def _compiled(what, inputs, outputs, updates=()):
     """The compiled function, one thread in it at a time; says what was compiled and how long it took."""
+    native.library()                    # what it refuses is said as it is: in the middle of compiling, classic Theano adds the graph
     start = time.perf_counter()
     f = engine.compilefunction(inputs, outputs, updates)
     report.say(f'Compiled {what} with {engine.version} in {time.perf_counter() - start:.1f} s.')

@@ -293,6 +293,7 @@ class ModelState:
         nothing has changed.
         """
         native.checkthreads(threads)
+        native.checkkernels()
         verbose = checkbool('verbose', verbose)
         if precision is not None:
             checkchoice('precision', precision, PRECISIONS)
@@ -391,6 +392,7 @@ class ModelState:
         print_every = checkint('print_every', print_every)
         save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
         native.checkthreads(threads)
+        native.checkkernels()
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
         run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,

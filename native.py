@@ -54,18 +54,25 @@ class Sampler(ctypes.Structure):
 @functools.cache
 def library():
     """The kernels as a ctypes library, compiled if need be, or None where there is no way: then one line has said why."""
-    wanted = os.environ.get('RN_GRU_KERNELS') or 'native'
-    name = None if wanted.lower() in ('native', 'numpy') else compiler.named(wanted)
-    threads = checkthreads(None)
-    if wanted.lower() == 'numpy':
+    wanted, threads = checkkernels(), checkthreads(None)
+    if wanted == 'numpy':
         return None
     try:
-        kernels = load(name)
+        kernels = load(None if wanted == 'native' else wanted)
     except (OSError, subprocess.CalledProcessError) as error:
         report.say(f'Running on NumPy, two to three times slower than the native kernels: {compiler.why(error)}')
         return None
     kernels.rngru_set_threads(threads)
     return kernels
+
+
+def checkkernels():
+    """What the environment asks for: 'native', 'numpy' or one of `compiler.NAMES`; compiles nothing.
+
+    Raises ValueError for anything else, and for an instruction set that this processor lacks or the compiler is too old for.
+    """
+    wanted = os.environ.get('RN_GRU_KERNELS') or 'native'
+    return wanted.lower() if wanted.lower() in ('native', 'numpy') else compiler.named(wanted)
 
 
 def load(name=None):

@@ -330,6 +330,31 @@ def test_training_works_without_a_compiler(tmp_path, text, how):
         assert {'missing': 'install', 'failing': 'no luck today'}[how] in lines[0]
 
 
+REFUSED = '''
+from rn_rnn_char import ModelState
+import report
+ModelState.initfromsrcfile(TEXT, WORK, state_size=8, seed=1, verbose=False)
+names = set(os.listdir(WORK))
+for call in (lambda ms: ms.restore(), lambda ms: ms.trainmodel(train_len=1), lambda ms: ms.sample(5), lambda ms: ms.score('some')):
+    ms = ModelState.load(WORK)
+    report.verbose = call.__code__.co_names[0] in ('restore', 'trainmodel')
+    try:
+        call(ms)
+    except ValueError as error:
+        print(error, 'model' in vars(ms) and report.verbose, set(os.listdir(WORK)) == names)
+'''
+
+
+@pytest.mark.parametrize('name, value, words', [('KERNELS', 'AVX3', 'native'), ('THREADS', 'abc', 'a whole number')])
+def test_a_misspelt_environment_is_met_at_the_door_in_one_sentence(tmp_path, text, name, value, words):
+    """Before anything is read, said, written or compiled."""
+    code = f'import os\nTEXT, WORK = {str(text)!r}, {str(tmp_path / "work")!r}\n' + REFUSED
+    lines = engineprocess(code, **{f'RN_GRU_{name}': value}).splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.startswith(f'RN_GRU_{name} takes ') and words in line and f'got {value!r}' in line and line.endswith(' False True')
+
+
 @needscompiler
 def test_a_home_that_cannot_be_written_gives_one_line_that_names_the_temporary_directory(tmp_path, cache):
     home, temporary = tmp_path / 'home', tmp_path / 'temporary'
