@@ -335,10 +335,12 @@ def test_a_directory_that_vanishes_in_mid_training_and_comes_back_has_lost_nothi
     ms = make()
     path = ms.workdir.path
     between(ms, {3: lambda: path.rename(path.parent / 'gone'), 7: lambda: (path.parent / 'gone').rename(path)})
-    ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=0)
+    with pytest.warns(UserWarning, match='could not be written .there is no directory') as said:
+        ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=0)
+    assert [str(each.message).split()[1] for each in said] == ['history', 'checkpoint']
     assert_same(ms, ModelState.load(path))
     between(ms, {2: lambda: (path.rename(path.parent / 'gone'), path.mkdir())})         # as where a disk is unplugged
-    with pytest.raises(RNGRUError, match='could not be written'):
+    with pytest.warns(UserWarning, match='could not be written .*holds no model'), pytest.raises(RNGRUError, match='could not be written'):
         ms.trainmodel(train_len=4, batchsize=8, valid_len=1, print_every=0)
     assert ModelState.load(path.parent / 'gone').checkpoint.pos == 8 and not list(path.iterdir())
 
