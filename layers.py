@@ -24,7 +24,7 @@ from engine import T, theano
 from errors import short
 from hyperparams import HyperParams
 from layernorm import LayerNorm, normalised
-from sampling import SampleText
+from sampling import ReadText, SampleText
 from update import CACHES, Update
 
 
@@ -418,6 +418,13 @@ class ModelParams:
     @cached_property
     def allstates(self):
         """Compiled: (x (T, B) int32, state (L, B, H)) -> every layer's states, a list of (T, B, H)."""
+        if self.reads == 'int8':
+            def read(network):
+                x, s0 = T.matrix('x', dtype='int32'), T.tensor3('s0', dtype='float32')
+                return [x, s0], ReadText(self.source == 'encoded', 'int8', self.layernorm)(x, s0, *network.params.values())
+            f = self._reading('neurons', read, 'int8')
+            return lambda x, state: list(f(x, np.asarray(state, np.float32)))
+
         def graph(network):
             x = T.matrix('x', dtype='int32')
             s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]

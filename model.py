@@ -276,8 +276,8 @@ class ModelState:
                    prime, score() and trackneurons() read it, with weights of
                    so many bits, until the next restore() or training; None:
                    as in training. int8 writes two to three times as fast as
-                   float32, reads several times slower, and its loss is
-                   0.0005 higher; the checkpoint stays as it is
+                   float32, and its loss is 0.0005 higher; the checkpoint
+                   stays as it is
         threads    of the native kernels; None: RN_GRU_THREADS, or as many as
                    the process may use
         verbose    False: say nothing

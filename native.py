@@ -48,7 +48,7 @@ class Sampler(ctypes.Structure):
                 + [(name, ctypes.c_int) for name in ('input', 'precision', 'layernorm')]
                 + [('temp', ctypes.c_double), ('top_k', ctypes.c_int64), ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
                 + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms',
-                                                        'states', 'chars', 'out', 'kept')])
+                                                        'states', 'chars', 'out', 'S', 'kept')])
 
 
 @functools.cache
@@ -226,16 +226,28 @@ def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, all
     precision, and weights that have changed since are packed again. layernorm: whether a layer's state is read from above as
     `layernorm.LayerNorm` passes it.
     """
+    uniforms, allowed, drawn = np.ascontiguousarray(uniforms), np.ascontiguousarray(allowed), np.empty(uniforms.shape, np.int32)
+    kept = _sampled(source, layers, V, c, chars, drawn, states, kept, precision, layernorm, temp=temp, top_k=top_k, top_p=top_p,
+                    min_p=min_p, allowed=_address(allowed), uniforms=_address(uniforms))
+    return drawn, kept
+
+
+def read(source, layers, V, c, x, states, S, kept, precision, layernorm):
+    """Fill S (L, T, n, H) with the states after each character of x (T, n), T at least 1; the rest as in `sample`. The packed weights, or
+    None where states are no numbers: S is undefined then."""
+    following = np.ascontiguousarray(np.roll(x, -1, 0).T, np.int32)         # what the last one is followed by is not read
+    return _sampled(source, layers, V, c, x[0], following, states, kept, precision, layernorm, S=_address(S))
+
+
+def _sampled(source, layers, V, c, chars, out, states, kept, precision, layernorm, **more):
+    """The packed weights behind a call of the sampler, None where it met what is no number; more: `Sampler`'s other fields."""
     source, (V, c) = [np.ascontiguousarray(i) for i in source], [np.ascontiguousarray(i) for i in (V, c)]
-    layers = [[np.ascontiguousarray(i) for i in layer] for layer in layers]
-    uniforms, allowed, chars = np.ascontiguousarray(uniforms), np.ascontiguousarray(allowed), np.array(chars, np.int32)
-    n, steps = uniforms.shape
-    drawn = np.empty((n, steps), np.int32)
+    layers, chars = [[np.ascontiguousarray(i) for i in layer] for layer in layers], np.array(chars, np.int32)
+    n, steps = out.shape
     pointers = [(ctypes.c_void_p * len(layers))(*(_address(i) for i in arrays)) for arrays in zip(*layers)]
     sampler = Sampler(L=len(layers), H=len(V), K=len(layers[0][0]), N=len(c), n=n, steps=steps, input=2 if source else 1,
-                      precision=PRECISIONS.index(precision), layernorm=layernorm, temp=temp, top_k=top_k,
-                      top_p=top_p, min_p=min_p, Wv=_address(V), c=_address(c), allowed=_address(allowed),
-                      uniforms=_address(uniforms), states=_address(states), chars=_address(chars), out=_address(drawn))
+                      precision=PRECISIONS.index(precision), layernorm=layernorm, Wv=_address(V), c=_address(c),
+                      states=_address(states), chars=_address(chars), out=_address(out), **more)
     for name, pointer in zip('UWb', pointers):
         setattr(sampler, name, ctypes.addressof(pointer))
     for name, array in zip('Ea', source):
@@ -244,8 +256,7 @@ def sample(source, layers, V, c, chars, uniforms, temp, top_k, top_p, min_p, all
     if kept is None or kept[0] != key:
         kept = key, np.zeros(library().rngru_sample_kept(ctypes.byref(sampler)), np.float32)
     sampler.kept = _address(kept[1])
-    code = _call(library().rngru_sample, ctypes.byref(sampler))
-    return drawn, None if code == NOTNUMBERS else kept
+    return None if _call(library().rngru_sample, ctypes.byref(sampler)) == NOTNUMBERS else kept
 
 
 def _layer(source, precision, inputs, S, G):

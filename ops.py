@@ -17,8 +17,7 @@ The GRU is that of Cho et al. 2014 (arXiv:1406.1078), reset before the matrix pr
 The columns of U (K, 3H), W (H, 3H) and b (3H) are in the order z, r, h.
 
 With precision 'bfloat16' the operands of these products and of their gradients, and the gradients before the gates' functions, are rounded
-to the nearest bfloat16 (8 bits of mantissa); sums and all else stay float32, and so do the products of characters' vectors with U. 'int8',
-as text may be generated, has no gradient and no kernel here: reading a text in it is for measuring what it costs.
+to the nearest bfloat16 (8 bits of mantissa); sums and all else stay float32, and so do the products of characters' vectors with U.
 """
 
 import math
@@ -27,7 +26,7 @@ import numpy as np
 
 import native
 from engine import Apply, Disconnected, Op, T, isdisconnected
-from rounding import OPERANDS, product
+from rounding import OPERANDS
 
 
 def _buffer(storage, shape, dtype):
@@ -69,6 +68,8 @@ class GRU(Op):
     __props__ = ('source', 'precision')
 
     def __init__(self, source='vectors', precision='float32'):
+        if precision not in OPERANDS:
+            raise ValueError(f'a GRU layer computes in {" or ".join(OPERANDS)}, got {precision!r}: in int8 texts are written and read')
         self.source, self.precision = source, precision
         self.reals = slice(0 if source == 'vectors' else 1, None)       # the differentiable inputs
 
@@ -83,9 +84,6 @@ class GRU(Op):
         source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
         (steps, B), H = source[0].shape[:2], W.shape[0]
         _checklayer(source, s0, U, W, b)
-        if self.precision == 'int8':
-            outputs[0][0], outputs[1][0], outputs[2][0] = self._inint8(source, s0, U, W, b)
-            return
         operand = OPERANDS[self.precision]
         S = _buffer(outputs[0], (steps, B, H), s0.dtype)
         G = _buffer(outputs[2], (steps, B, 3 * H), s0.dtype)
@@ -120,25 +118,7 @@ class GRU(Op):
             S, G = _buffer(outputs[0], shape, s0.dtype), _buffer(outputs[2], (*shape[:2], 3 * len(W)), s0.dtype)
             native.gruforward(self.source, self.precision, inputs, S, G)
             outputs[1][0] = S[-1].copy()
-        return work if _haskernel(node) and self.precision in OPERANDS else None
-
-    def _inint8(self, source, s0, U, W, b):
-        """(S, last, G) with W, and the U of vectors, in int8: the arithmetic of `sampling.SampleText`."""
-        (steps, B), H = source[0].shape[:2], len(W)
-        S, G = np.empty((steps, B, H), s0.dtype), np.empty((steps, B, 3 * H), s0.dtype)
-        if self.source == 'vectors':
-            X = source[0].reshape(-1, len(U))
-            most = np.maximum(np.abs(X).max(1, keepdims=True), 1)
-            G[:] = (product(U, 'int8', most)(X) + b).reshape(G.shape)
-        else:
-            self._project(source, U, b, G.reshape(-1, 3 * H))
-        most, s = np.maximum(np.abs(s0).max(1, keepdims=True), 1), s0
-        Wzr, Wh = product(W[:, :2 * H], 'int8', most), product(W[:, 2 * H:], 'int8', most)
-        for into, S_t in zip(G, S):
-            zr = into[:, :2 * H] = np.clip(0.2 * (into[:, :2 * H] + Wzr(s)) + 0.5, 0, 1)
-            h = into[:, 2 * H:] = np.tanh(into[:, 2 * H:] + Wh(zr[:, H:] * s))
-            s = S_t[:] = h + zr[:, :H] * (s - h)
-        return S, s.copy(), G
+        return work if _haskernel(node) else None
 
     def _project(self, source, U, b, out):
         """x U + b for every character, into out (T B, 3H)."""
@@ -156,8 +136,6 @@ class GRU(Op):
         dS, dlast, dG = gradients
         if not isdisconnected(dG):
             raise ValueError('the gates that a GRU saves for its gradient have no gradient themselves: use S')
-        if self.precision not in OPERANDS:
-            raise ValueError(f'a GRU in {self.precision} has no gradient: train in {" or ".join(OPERANDS)}')
         if isdisconnected(dS):
             dS = T.zeros_like(outputs[0])
         if not isdisconnected(dlast):

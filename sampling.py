@@ -1,4 +1,4 @@
-"""The sampler: characters drawn one after another, whole texts in one Op. Letters as in `ops`; `n` texts."""
+"""The sampler: characters drawn one after another, whole texts in one Op, or read as it reads them. Letters as in `ops`; `n` texts."""
 
 import numpy as np
 
@@ -43,27 +43,39 @@ class SampleText(Op):
     def perform(self, node, inputs, outputs):
         chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, source, layers, V, c = self._taken(inputs)
         forbidden = np.flatnonzero(~allowed.astype(bool))
-        H, states, passedup = len(V), list(s0), normalised if self.layernorm else lambda s: s
-        most = np.maximum(np.abs(s0).max((0, 2)), 1)[:, None]       # of all states to come: they are no greater than 1 or those before
-        mostpassed = None if self.layernorm else most
-        Us = [None] + [product(U, self.precision, mostpassed) for U, _, _ in layers[1:]]
-        Wzrs, Whs = ([product(W[:, part], self.precision, most) for _, W, _ in layers] for part in (slice(2 * H), slice(2 * H, None)))
-        output = product(V, self.precision, mostpassed)
-        drawn = np.empty(uniforms.shape, np.int32)
+        states, output = list(s0), product(V, self.precision, self._most(s0)[1])
+        read, drawn = self._reader(s0, source, layers), np.empty(uniforms.shape, np.int32)
         for step in range(uniforms.shape[1]):
-            U, _, b = layers[0]
-            projection = (np.tanh(source[0][chars] + source[1]) @ U if self.encoded else U[chars]) + b
-            for l, (_, W, _) in enumerate(layers):
-                s = states[l]
-                if l:
-                    projection = Us[l](passedup(states[l - 1])) + layers[l][2]
-                zr = np.minimum(np.maximum(0.2 * (projection[:, :2 * H] + Wzrs[l](s)) + 0.5, 0), 1)
-                h = np.tanh(projection[:, 2 * H:] + Whs[l](zr[:, H:] * s))
-                states[l] = h + zr[:, :H] * (s - h)
-            logits = (output(passedup(states[-1])) + c).astype(np.float64)
+            states = read(chars, states)
+            logits = (output(self._passedup(states[-1])) + c).astype(np.float64)
             logits[:, forbidden] = -np.inf
             chars = drawn[:, step] = [_draw(row, uniform, temp, top_k, top_p, min_p) for row, uniform in zip(logits, uniforms[:, step])]
         outputs[0][0], outputs[1][0] = drawn, np.array(states, s0.dtype)
+
+    def _passedup(self, s):
+        return normalised(s) if self.layernorm else s
+
+    def _most(self, s0):
+        """`product`'s `most` for states that follow s0 (L, n, H), and for what layers pass up."""
+        most = np.maximum(np.abs(s0).max((0, 2)), 1)[:, None]       # of all states to come: they are no greater than 1 or those before
+        return most, None if self.layernorm else most
+
+    def _reader(self, s0, source, layers):
+        """The function (chars (n,), states) -> the states that follow; both lists of (n, H), one a layer."""
+        H, (most, mostpassed) = s0.shape[2], self._most(s0)
+        Us = [None] + [product(U, self.precision, mostpassed) for U, _, _ in layers[1:]]
+        Wzrs, Whs = ([product(W[:, part], self.precision, most) for _, W, _ in layers] for part in (slice(2 * H), slice(2 * H, None)))
+
+        def read(chars, states):
+            U, following = layers[0][0], []
+            projection = np.tanh(source[0][chars] + source[1]) @ U if self.encoded else U[chars]
+            for l, (s, (_, _, b)) in enumerate(zip(states, layers)):
+                projection = (Us[l](self._passedup(following[-1])) if l else projection) + b
+                zr = np.minimum(np.maximum(0.2 * (projection[:, :2 * H] + Wzrs[l](s)) + 0.5, 0), 1)
+                h = np.tanh(projection[:, 2 * H:] + Whs[l](zr[:, H:] * s))
+                following.append(h + zr[:, :H] * (s - h))
+            return following
+        return read
 
     def kernel(self, node):
         kept = None                             # packed weights
@@ -84,26 +96,74 @@ class SampleText(Op):
     def _taken(self, inputs):
         """The inputs, checked: chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, [E, a] or [], (U, W, b) of each layer, V, c."""
         chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, *params = inputs
-        source = [params.pop(0), params.pop(0)] if self.encoded else []
-        c, V = params.pop(), params.pop()
-        layers = [params[i:i + 3] for i in range(0, len(params), 3)]
+        source, layers, V, c = self._network(params)
         n = len(uniforms)
         if chars.shape != (n,) or s0.shape != (len(layers), n, len(V)) or allowed.shape != c.shape or not allowed.any() or not n:
             raise ValueError(f'SampleText takes chars ({n},) for uniforms {uniforms.shape}, at least one text, s0 '
                              f'({len(layers)}, {n}, {len(V)}) and allowed ({len(c)},), not all of it 0, got chars {chars.shape}, s0 '
                              f'{s0.shape} and allowed {allowed.shape}')
-        H, K = len(V), len(source[0].T) if self.encoded else len(c)
-        wanted = [(len(c), K), (K,)][:len(source)]
-        for l in range(len(layers)):
-            wanted += [(H if l else K, 3 * H), (H, 3 * H), (3 * H,)]
-        if not H * K * len(layers) or [i.shape for i in inputs[8:]] != wanted + [(H, len(c)), c.shape]:
-            raise ValueError(f'SampleText takes a network whose sizes agree, got {", ".join(str(i.shape) for i in inputs[8:])}')
         if not (0 <= temp < np.inf and top_k >= 1 and 0 < top_p <= 1 and 0 <= min_p <= 1):
             raise ValueError('SampleText takes a finite temp >= 0, top_k >= 1, top_p in (0, 1] and min_p in [0, 1], got '
                              f'{temp}, {top_k}, {top_p} and {min_p}')
         checkindices('chars', chars, len(c))
         steering = float(temp), min(int(top_k), len(c)), float(top_p), float(min_p)
         return chars, uniforms, *steering, allowed, s0, source, layers, V, c
+
+    def _network(self, params):
+        """The network, checked: [E, a] or [], (U, W, b) of each layer, V, c."""
+        *rest, V, c = params
+        source, rest = (rest[:2], rest[2:]) if self.encoded else ([], rest)
+        layers = [rest[i:i + 3] for i in range(0, len(rest), 3)]
+        H, K = len(V), len(source[0].T) if self.encoded else len(c)
+        wanted = [(len(c), K), (K,)][:len(source)]
+        for l in range(len(layers)):
+            wanted += [(H if l else K, 3 * H), (H, 3 * H), (3 * H,)]
+        if not H * K * len(layers) or [i.shape for i in params] != wanted + [(H, len(c)), c.shape]:
+            raise ValueError(f'{type(self).__name__} takes a network whose sizes agree, got {", ".join(str(i.shape) for i in params)}')
+        return source, layers, V, c
+
+
+class ReadText(SampleText):
+    """The states along n texts that are given, in the arithmetic in which SampleText writes them.
+
+    Inputs: x (T, n), indices; s0 (L, n, H); then the model as in SampleText. Output: the states (L, T, n, H) after each character.
+    """
+
+    def make_node(self, *inputs):
+        inputs = [T.as_tensor_variable(i) for i in inputs]
+        return Apply(self, inputs, [T.tensor4(dtype=inputs[1].dtype)])
+
+    def perform(self, node, inputs, outputs):
+        x, s0, source, layers, _, _ = self._taken(inputs)
+        read, states, S = self._reader(s0, source, layers), list(s0), np.empty((len(s0), *x.shape, s0.shape[2]), s0.dtype)
+        for t, chars in enumerate(x):
+            states = read(chars, states)
+            S[:, t] = states
+        outputs[0][0] = S
+
+    def kernel(self, node):
+        kept = None                             # packed weights
+
+        def work(inputs, outputs):
+            nonlocal kept
+            x, s0, *network = self._taken(inputs)
+            S = np.empty((len(s0), *x.shape, s0.shape[2]), np.float32)
+            kept = native.read(*network, x, np.array(s0, order='C'), S, kept, self.precision, self.layernorm)
+            outputs[0][0] = S
+            if kept is None:                    # states that are no numbers: NumPy says which
+                self.perform(node, inputs, outputs)
+        types = {i.type.dtype for i in node.inputs[1:]}
+        return work if native.library() is not None and types == {'float32'} else None
+
+    def _taken(self, inputs):
+        """The inputs, checked: x, s0, [E, a] or [], (U, W, b) of each layer, V, c."""
+        x, s0, *params = inputs
+        source, layers, V, c = self._network(params)
+        if not x.size or s0.shape != (len(layers), x.shape[1], len(V)):
+            raise ValueError(f'ReadText takes at least one character and s0 ({len(layers)}, {x.shape[1]}, {len(V)}), got x {x.shape} and '
+                             f's0 {s0.shape}')
+        checkindices('x', x, len(c))
+        return x, s0, source, layers, V, c
 
 
 def _draw(logits, uniform, temp, top_k, top_p, min_p):

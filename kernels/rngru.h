@@ -112,13 +112,15 @@ typedef struct rngru_sampler {
     float *states;                  /* (L, n, H): before chars are read; then, before the last ones drawn are */
     int32_t *chars;                 /* (n): read first; then, the last ones drawn */
     int32_t *out;                   /* (n, steps): the characters drawn */
+    float *S;                       /* NULL, or (L, steps, n, H): then nothing is drawn; `out` holds what is read behind chars, each
+                                       text's last one behind the last step, and S gets the states after each step */
     float *kept;                    /* rngru_sample_kept floats, 0 before their first use: packed weights, which the next
                                        call with the same L, H, K, N, input and precision compares with its own and uses again where they
                                        are equal. Not for two calls at once */
 } rngru_sampler;
 
 RNGRU_API int64_t rngru_sample_kept(const rngru_sampler *sampler);
-/* 2: some logits are not numbers; what it writes is then undefined. */
+/* 2: some logits, or what they would be made of, are not numbers; what it writes is then undefined. */
 RNGRU_API int rngru_sample(const rngru_sampler *sampler);
 
 /* Processors this process may use: affinity and container limits (cgroup quota) respected, at least 1. */

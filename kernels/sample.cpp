@@ -1,4 +1,4 @@
-// The sampler: characters drawn one after another, of n texts side by side.
+// The sampler: characters drawn one after another, of n texts side by side, or read from texts that are given.
 //
 // Limit of one text: the bytes of weights, all of which each character reads: 4 (6 L H^2 + H V) less 12 H^2 for the first layer,
 // whose x U + b is looked up in a table, half of it in bfloat16, a quarter in int8; out of the second-level cache or the third. So the
@@ -313,8 +313,8 @@ struct Sampler {
         note(part, lost);
     }
 
-    // h and the next state.
-    void next_state(int part, int64_t l) {
+    // h and the state after step t.
+    void next_state(int part, int64_t l, int64_t t) {
         const Columns& own = columns[part];
         float* const s = states + l * n * HP;
         const float** const in = rows_in + part * lines(n);
@@ -325,6 +325,7 @@ struct Sampler {
             for (int64_t j = i * HP + own.from; j < i * HP + own.to; j += W) {
                 const V candidate = tanh(load(h + j)), next = candidate + load(z + j) * (load(s + j) - candidate);
                 store(s + j, next);
+                if (m.S) store(m.S + ((l * m.steps + t) * n + i) * H + j - i * HP, next, H + i * HP - j);
                 lost |= P::put(s_x + l * n * HP + j, next, splat(perunit[i]));
             }
         note(part, lost);
@@ -382,7 +383,7 @@ struct Sampler {
             for (int64_t l = 0; l < L; ++l) {
                 for (int part = first; part < last; ++part) gates(part, l, read, below, below_unit);
                 barrier.wait(threads, round);
-                for (int part = first; part < last; ++part) next_state(part, l);
+                for (int part = first; part < last; ++part) next_state(part, l, t);
                 barrier.wait(threads, round);
                 below = s_x + l * n * HP;
                 if (!m.layernorm) continue;
@@ -390,7 +391,7 @@ struct Sampler {
                 if (n > 1) barrier.wait(threads, round);
                 below = passed + at * HP;
             }
-            for (int part = first; part < last; ++part) output(part, below, below_unit);
+            for (int part = first; part < last && !m.S; ++part) output(part, below, below_unit);
             if (threads > 1 && thread == 0) {
                 const double time = now();
                 behind += time - before - course->pace;
@@ -401,10 +402,10 @@ struct Sampler {
             barrier.wait(threads, round);
             more = t + 1 < __atomic_load_n(&stop, __ATOMIC_RELAXED);
             for (int64_t i = from; i < to; ++i) {
-                const int64_t drawn = draw(logits + i * VP, m.uniforms[i * m.steps + t]);
+                const int64_t drawn = m.S ? m.out[i * m.steps + t] : draw(logits + i * VP, m.uniforms[i * m.steps + t]);
                 if (drawn < 0) __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
                 read[i] = drawn < 0 ? 0 : (int32_t)drawn;
-                if (n > 1 || thread == 0) m.out[i * m.steps + t] = read[i];
+                if (!m.S && (n > 1 || thread == 0)) m.out[i * m.steps + t] = read[i];
             }
             if (n > 1) barrier.wait(threads, round);
             if (__atomic_load_n(&failed, __ATOMIC_RELAXED)) return;
@@ -455,6 +456,7 @@ struct Sampler {
             if (course->alone > 0) --course->alone;
             if (course->again < 1) course->again = 1;
         }
+        for (int part = 0; part < parts; ++part) failed |= nans[part];
         if (failed) return 2;
         for (int64_t i = 0; i < L * n; ++i) memcpy(m.states + i * H, states + i * HP, (size_t)H * sizeof(float));
         return 0;

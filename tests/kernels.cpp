@@ -670,16 +670,20 @@ void test_sample(const Precision& precision, int threads) {
     m.kept = kept.data();
     const Floats before = drawn(L * n * H);
     const Ints first = drawn_below(n, N);
-    for (int round = 0; round < 2; ++round) {  // the second one with the weights that the first one has packed
-        Floats states = before;
-        Ints chars = first, out(n * steps);
-        m.states = states.data(), m.chars = chars.data(), m.out = out.data();
+    Ints out(n * steps);
+    for (int round = 0; round < 3; ++round) {  // the second one with the weights that the first one has packed; the third one reads
+        const bool reads = round == 2;
+        Floats states = before, S(reads ? L * steps * n * H : 0);
+        Ints chars = first;
+        const Ints given = out;
+        m.states = states.data(), m.chars = chars.data(), m.out = out.data(), m.S = reads ? S.data() : nullptr;
         rngru_set_threads(threads);
         same("sample gives 0", rngru_sample(&m) == 0);
-        same("sample writes no further", chars.fenced() && out.fenced() && kept.fenced());
+        same("sample writes no further", chars.fenced() && out.fenced() && kept.fenced() && S.fenced());
+        same("sample reads what is given", !reads || out == given);
         for (int64_t i = 0; i < n * steps; ++i)
             if (out[i] < 0 || out[i] >= N) return fail("sample draws no character");
-        Doubles expected = before.doubles(), gates((size_t)(3 * H)), logits((size_t)N);
+        Doubles expected = before.doubles(), gates((size_t)(3 * H)), logits((size_t)N), all((size_t)S.size());
         for (int64_t text = 0; text < n; ++text)
             for (int64_t t = 0; t < steps; ++t) {
                 const int32_t read = t ? out[text * steps + t - 1] : first[text];
@@ -692,25 +696,28 @@ void test_sample(const Precision& precision, int threads) {
                     const Doubles s(state, state + H);
                     step(precision, l.K, H, x.data(), s.data(), Us[(size_t)i], Ws[(size_t)i], l.b.doubles(), state, gates.data());
                     x.assign(state, state + H);
+                    if (reads) std::copy(state, state + H, &all[(size_t)(((i * steps + t) * n + text) * H)]);
                     if (layernorm) normalise(state, H, x.data());
                     x = precision.passed(x, layernorm);
                 }
-                for (int64_t v = 0; v < N; ++v) {
+                for (int64_t v = 0; v < N && !reads; ++v) {
                     logits[(size_t)v] = c[v];
                     for (int64_t i = 0; i < H; ++i) logits[(size_t)v] += x[(size_t)i] * weights_out[(size_t)(i * N + v)];
                 }
+                if (reads) continue;
                 within(name + ", beside the uniform", misses(m, logits, uniforms[text * steps + t], out[text * steps + t]),
                        std::min(10 * tolerance, 0.2));
             }
         compare(name + " states", states, expected, tolerance);
+        if (reads) compare(name + " S", S, all, tolerance);
         for (int64_t text = 0; text < n; ++text) same("sample leaves the last characters", chars[text] == out[text * steps + steps - 1]);
     }
     if (!m.temp) return;  // the most likely of numbers and others is not looked for
     Floats states = before;
-    Ints chars = first, out(n * steps);
+    Ints chars = first;
     Floats c_of_none = c;
     c_of_none[std::find(allowed.data(), allowed.data() + N, 1) - allowed.data()] = NAN;
-    m.states = states.data(), m.chars = chars.data(), m.out = out.data(), m.c = c_of_none.data();
+    m.states = states.data(), m.chars = chars.data(), m.S = nullptr, m.c = c_of_none.data();
     same("sample says that logits are no numbers", rngru_sample(&m) == 2);
 }
 
@@ -734,7 +741,7 @@ void test_sample_with_threads(const Precision& precision, bool layernorm, int64_
     for (int64_t i = 0; i < kept.size(); ++i) kept[i] = 0;
     m.kept = kept.data();
     const Floats before = drawn(L * n * H);
-    Floats states[4];
+    Floats states[4], read, S(L * steps * n * H);
     Ints out[4];
     for (int i = 0; i < 4; ++i) {
         states[i] = before, out[i] = Ints(n * steps);
@@ -743,6 +750,11 @@ void test_sample_with_threads(const Precision& precision, bool layernorm, int64_
         rngru_set_threads(i < 3 ? 1 + i : 2);
         same("sample gives 0", rngru_sample(&m) == 0);
         same("sample: the same bits with any number of threads", states[i] == states[0] && out[i] == out[0]);
+        read = before, chars = drawn_below(n, 1);
+        m.states = read.data(), m.chars = chars.data(), m.S = S.data();
+        same("sample gives 0", rngru_sample(&m) == 0);
+        same("sample: the same bits read as drawn", read == states[0]);
+        m.S = nullptr;
     }
     situation += ", a NaN";
     Floats none = W;
@@ -752,6 +764,9 @@ void test_sample_with_threads(const Precision& precision, bool layernorm, int64_
     m.W = with_none, m.chars = chars.data();
     rngru_set_threads(3);
     same("sample says that logits are no numbers", rngru_sample(&m) == 2);
+    m.S = S.data();
+    const bool said = rngru_sample(&m) == 2, isnone = std::any_of(S.data(), S.data() + S.size(), [](float s) { return isnan(s); });
+    same("sample says that states of int8 are no numbers, others are none", precision.value == RNGRU_INT8 ? said : isnone);
 }
 
 // Calls from two threads at once take turns.

@@ -590,7 +590,7 @@ def untouched(monkeypatch):
     """The library may not be called."""
     def touched(*arguments):
         raise AssertionError('memory was touched')
-    monkeypatch.setattr(native, 'sample', touched)
+    monkeypatch.setattr(native, '_sampled', touched)
 
 
 @ways
@@ -620,3 +620,79 @@ def test_characters_out_of_range_and_nothing_allowed_are_refused(untouched, how)
             how(sampling.SampleText(True), changed(samplecase(True, 2, 4, 6, 2), chars=[0, char]))
     with pytest.raises(ValueError, match='SampleText takes'):
         how(sampling.SampleText(True), changed(samplecase(True, 2, 4, 6), allowed=np.zeros(6)))
+
+
+# --- Reading ------------------------------------------------------------------------------------------------------------
+
+def readcase(encoded, precision, layernorm, how, **shape):
+    """(a ReadText, its inputs: texts that SampleText has drawn; the states that it went through, (L, steps, n, H))."""
+    write, inputs = sampling.SampleText(encoded, precision, layernorm), samplecase(encoded, **shape)
+    drawn, _ = how(write, inputs)
+    states = [how(write, changed(inputs, uniforms=inputs[1][:, :step + 1]))[1] for step in range(drawn.shape[1])]
+    x = np.concatenate([inputs[0][None], drawn.T[:-1]])
+    return sampling.ReadText(encoded, precision, layernorm), [x, *inputs[NETWORK - 1:]], np.stack(states, 1)
+
+
+@ways
+@precisions
+@pytest.mark.parametrize('encoded, layernorm', MODELS)
+@pytest.mark.parametrize('n, L, H', [(1, 2, 17), (5, 3, 4), (2, 1, 1)])
+def test_a_text_is_read_through_the_states_in_which_it_was_written_bit_for_bit(how, precision, encoded, layernorm, n, L, H):
+    op, inputs, want = readcase(encoded, precision, layernorm, how, L=L, H=H, V=9, n=n, steps=7)
+    before = inputs[1].copy()
+    S, = how(op, inputs)
+    assert S.shape == (L, 7, n, H) and S.dtype == np.float32
+    np.testing.assert_array_equal(S, want)
+    np.testing.assert_array_equal(inputs[1], before)
+
+
+@needskernels
+@lower
+@pytest.mark.parametrize('encoded, layernorm', MODELS)
+@pytest.mark.parametrize('n', [1, 4])
+def test_several_threads_read_what_one_writes_and_new_weights_are_seen(precision, encoded, layernorm, n):
+    op, inputs, want = readcase(encoded, precision, layernorm, kernel, L=2, H=340, V=20, n=n, steps=6)
+    work, storage = op.kernel(op.make_node(*map(symbol, inputs))), [[None]]
+    for threads in (1, 2, 3, 2):
+        KERNELS.rngru_set_threads(threads)
+        work(inputs, storage)
+        np.testing.assert_array_equal(storage[0][0], want)
+    inputs[-4] *= np.float32(0.5)               # W of the second layer, in place
+    work(inputs, storage)
+    np.testing.assert_array_equal(storage[0][0], kernel(op, inputs)[0])
+    assert np.abs(storage[0][0] - want).max() > 1e-3
+
+
+@needskernels
+@lower
+@pytest.mark.parametrize('which', [1, 'U1', 'W1', 'b1'])
+def test_states_that_are_no_numbers_are_read_as_numpy_reads_them_and_the_next_ones_too(precision, which):
+    op, inputs = sampling.ReadText(True, precision), [np.zeros((4, 2), 'int32'), *samplecase(True, H=5, V=6, n=2)[NETWORK - 1:]]
+    none = [i.copy() for i in inputs]
+    none[which if which == 1 else ['U1', 'W1', 'b1'].index(which) - 5].flat[-1] = np.nan
+    work, storage = op.kernel(op.make_node(*map(symbol, inputs))), [[None]]
+    for given_ in (inputs, none, inputs):
+        with np.errstate(invalid='ignore'):
+            work(given_, storage)
+            want, = perform(op, *given_)
+        assert np.isnan(want).any() == (given_ is none)
+        np.testing.assert_array_equal(np.isnan(storage[0][0]), np.isnan(want))
+
+
+@ways
+@pytest.mark.parametrize('i, shape', [(0, (0, 2)), (0, (4, 0)), (0, (4, 3)), (1, (2, 3, 5)), (1, (1, 2, 5)), (2, (7, 5)), (-1, (7,)),
+                                      (-2, (4, 6))])
+def test_a_text_of_sizes_that_do_not_agree_is_not_read(untouched, how, i, shape):
+    inputs = [np.zeros((4, 2), 'int32'), *samplecase(True, H=5, V=6, n=2)[NETWORK - 1:]]
+    inputs[i] = np.zeros(shape, inputs[i].dtype)
+    with pytest.raises(ValueError, match='ReadText takes') as raised:
+        how(sampling.ReadText(True), inputs)
+    assert '\n' not in str(raised.value)
+
+
+@ways
+@pytest.mark.parametrize('char', [-1, 6])
+def test_a_text_of_characters_out_of_range_is_not_read(untouched, how, char):
+    inputs = [np.full((4, 2), char, 'int32'), *samplecase(True, H=5, V=6, n=2)[NETWORK - 1:]]
+    with pytest.raises(IndexError, match='x must lie in 0 .. 5'):
+        how(sampling.ReadText(True), inputs)
