@@ -19,6 +19,8 @@ from commandline import COMMANDS, commandparser, mainparser, parse
 from errors import CheckpointError
 from rn_rnn_char import HyperParams, ModelState
 
+pytestmark = pytest.mark.anyengine
+
 ROOT = Path(__file__).parent.parent
 TEXT = ''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(40))
 NEW = ['--seq-len', '10', '--layers', '2', '--state_size', '8', '--seed', '1', '--learnrate', '0.01']
@@ -79,6 +81,7 @@ def offered():
     yield pytest.param('score', 'encoding', str | None, None, id='score-encoding')
 
 
+@pytest.mark.anyengine(False)
 @pytest.mark.parametrize('command, name, annotation, default', list(offered()))
 def test_every_parameter_of_the_library_is_an_option_with_its_default_and_a_help_line(command, name, annotation, default):
     assert annotation is not inspect.Parameter.empty, f'{name} needs an annotation: its option has its type from there'
@@ -183,6 +186,7 @@ def test_wrong_usage_is_said_with_exit_code_2(words, sentence, ran):
 
 # --- What can't be done -----------------------------------------------------------------------------------------------
 
+@pytest.mark.anyengine(False)
 def test_wrong_values_are_refused_in_the_librarys_sentence_with_exit_code_1(book, ran, tmp_path, monkeypatch):
     path, work = book[0], book[0] / 'work'
     for words, sentence in [
@@ -219,6 +223,7 @@ def test_wrong_values_are_refused_in_the_librarys_sentence_with_exit_code_1(book
 
 # --- As a person runs it ----------------------------------------------------------------------------------------------
 
+@pytest.mark.anyengine(False)
 def test_train_makes_a_model_and_training_again_goes_on_where_it_stopped(book, tmp_path):
     path, (code, out, err) = book
     assert (code, out) == (0, '') and re.search(r'(?s)^Reading .*--- sample at step 4 ---\n.*Round 1/1: validation loss', err)
@@ -244,6 +249,7 @@ def test_hyperparameters_that_are_given_hold_from_there_on_and_a_checkpoint_is_g
     assert (ms.hyper.learnrate, ms.hyper.regcost, ms.checkpoint.pos, len(ms.checkpoints())) == (0.01, 0.25, 5, 3)
 
 
+@pytest.mark.anyengine(False)
 def test_sample_prints_what_the_library_gives_for_the_seed_and_nothing_else(book, ran):
     ms = ModelState.load(book[0] / 'work')
     code, out, err = done('sample', book[0] / 'work', '--seed', '3', '--numchars', '300', '--temp', '0.8', '--prime', 'söme ')
@@ -256,6 +262,7 @@ def test_sample_prints_what_the_library_gives_for_the_seed_and_nothing_else(book
     assert ran('sample', book[0] / 'work', '--seed', '3', '--checkpoint', first)[:2] == (0, ms.sample(seed=3) + '\n')
 
 
+@pytest.mark.anyengine(False)
 def test_score_is_one_line_for_a_file_or_standard_input_read_as_a_training_text_is(book, ran):
     path, words = book[0], 'some words\nof no\ngreat meaning'
     nats = ModelState.load(path / 'work').score(words).nats
@@ -310,6 +317,7 @@ def test_ctrl_c_ends_a_long_sample_and_keeps_what_was_printed(book):
     assert begun == ModelState.load(book[0] / 'work').sample(1000, seed=3)
 
 
+@pytest.mark.anyengine(False)
 def test_ctrl_c_ends_a_training_with_a_checkpoint_written(book, tmp_path):
     process = start('train', book[0] / 'text.txt', tmp_path / 'work', *NEW, *TRAINING, '--train-len', '100000000', '--print-every', '20')
     for line in process.stderr:

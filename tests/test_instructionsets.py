@@ -27,6 +27,7 @@ pytestmark = [needscompiler, pytest.mark.skipif(KERNELS is None, reason='there a
               pytest.mark.skipif(engine.name == 'theano', reason='the kernels know no engine: the tests on PyTensor compile them all')]
 DRIVER = Path(__file__).parent / 'kernels.cpp'
 BEST, *OTHERS = compiler.instructionsets()
+OTHERS = [name if name in ('AVX2', 'SSE2') else pytest.param(name, marks=pytest.mark.long) for name in OTHERS]   # half a minute each
 OPTIONS = ['-std=c++17', '-pthread']
 
 
@@ -108,14 +109,16 @@ def driver(tmp_path_factory):
     return target
 
 
+@pytest.mark.parametrize('cases', [20, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize('name', [BEST, *OTHERS])
-def test_the_kernels_of_every_instruction_set_agree_with_plain_loops(driver, tmp_path, name):
+def test_the_kernels_of_every_instruction_set_agree_with_plain_loops(driver, tmp_path, name, cases):
     """The library as it is used."""
     library = compiler.compiled(name)
     done([*shlex.split(CXX), *OPTIONS, driver, library, f'-Wl,-rpath,{library.parent}', '-o', tmp_path / 'driver'])
-    passes([tmp_path / 'driver'], name, 60)
+    passes([tmp_path / 'driver'], name, cases)
 
 
+@pytest.mark.long
 def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path):
     passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16')], 'emulated', 20)
 

@@ -35,6 +35,7 @@ anyshape = dict(source=st.sampled_from(SOURCES), steps=st.integers(1, 5), B=st.i
 some = settings(max_examples=50, deadline=None, derandomize=True)
 
 
+@pytest.mark.anyengine
 @needskernels
 @pytest.mark.parametrize('source', SOURCES)
 @pytest.mark.parametrize('H', SIZES)
@@ -50,6 +51,7 @@ def test_gru_and_its_gradients_agree_with_numpy(source, H, shape):
     assert_close(fenced_kernel(ops.GRUGrad(source), inputs), truth(ops.GRUGrad(source), inputs))
 
 
+@pytest.mark.anyengine
 @needskernels
 @some
 @given(**anyshape)
@@ -58,6 +60,7 @@ def test_gru_agrees_with_numpy_on_any_shape_and_layout(source, steps, B, H, K, V
     assert_close(fenced_kernel(ops.GRU(source), inputs), truth(ops.GRU(source), inputs))
 
 
+@pytest.mark.anyengine
 @needskernels
 @some
 @given(**anyshape, saturated=st.sampled_from([0, 0.3, 1]))
@@ -66,6 +69,7 @@ def test_gradients_of_gru_agree_with_numpy_on_any_shape_and_layout(source, steps
     assert_close(fenced_kernel(ops.GRUGrad(source), inputs), truth(ops.GRUGrad(source), inputs))
 
 
+@pytest.mark.anyengine
 @needskernels
 @some
 @given(gradients=st.booleans(), steps=st.integers(1, 5), B=st.integers(1, 14), H=st.sampled_from(SIZES),
@@ -96,6 +100,7 @@ def test_loss_of_more_rows_than_a_pass_agrees_with_numpy():
 eachrule = pytest.mark.parametrize('optimizer, clipping, averaged', RULES)
 
 
+@pytest.mark.anyengine
 @needskernels
 @eachrule
 @settings(max_examples=10, deadline=None)

@@ -92,14 +92,16 @@ def killed(tmp_path, kills, total, rng, **environment):
     return training, torn, before
 
 
+@pytest.mark.anyengine
 @pytest.mark.parametrize('kernels', [pytest.param('', id='native'), pytest.param('numpy', id='numpy', marks=pytest.mark.long)])
 def test_a_run_killed_and_resumed_is_the_run_left_alone(tmp_path, kernels):
-    killed(tmp_path, 3, 160, random.Random(4), RN_GRU_KERNELS=kernels)
+    killed(tmp_path, 2, 160, random.Random(4), RN_GRU_KERNELS=kernels)
 
 
 @pytest.mark.parametrize('hyper', [{'optimizer': 'adam', 'ema': 0.99, 'clipping': 'norm', 'clip': 0.2},
                                    pytest.param({'optimizer': 'sgd', 'learnrate': 0.1}, marks=pytest.mark.long),
-                                   {'optimizer': 'adamw', 'weight_decay': 0.1, 'clip': 0.01, 'init': 'orthogonal'}],
+                                   pytest.param({'optimizer': 'adamw', 'weight_decay': 0.1, 'clip': 0.01, 'init': 'orthogonal'},
+                                                marks=pytest.mark.long)],
                          ids=lambda hyper: hyper['optimizer'])
 def test_twice_50_steps_in_two_processes_are_100_in_one_bit_for_bit(tmp_path, hyper):
     (tmp_path / 'text.txt').write_text(TEXT)
@@ -267,6 +269,7 @@ except ValueError as error:
 '''
 
 
+@pytest.mark.anyengine
 @pytest.mark.parametrize('kernels', [pytest.param('', id='native'), pytest.param('numpy', id='numpy', marks=pytest.mark.long)])
 def test_a_run_killed_at_random_moments_and_resumed_is_the_unbroken_one(tmp_path, kernels):
     rng, run = random.Random(7), {**LINEAR, 'train_len': 25}
@@ -275,7 +278,7 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_unbroken_one(tmp_path
         return subprocess.Popen([sys.executable, '-c', RESUMER.format(root=str(ROOT), run=run), str(path), str(pause), str(threads)],
                                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'RN_GRU_KERNELS': kernels})
     straight, broken = (begun(tmp_path, name).workdir.path for name in ('straight', 'broken'))
-    for _ in range(3):
+    for _ in range(2):
         killed = process(broken, 0.004, rng.choice([1, 2]))
         select.select([killed.stdout], [], [], 60)
         time.sleep(rng.random() * 0.3)

@@ -476,6 +476,7 @@ def test_the_heldout_part_is_never_trained_on_and_validated_as_a_whole(make):
 
 # --- By the clock, and with patience ----------------------------------------------------------------------------------
 
+@pytest.mark.anyengine
 def test_minutes_take_about_that_long_and_timing_the_steps_changes_nothing(make, monkeypatch):
     options = {'valid_frac': 0.2, 'dropout': 0.2, 'ema': 0.9, 'optimizer': 'adam'}
     ms, planned = make(**options), make('planned', **options)
