@@ -79,7 +79,8 @@ def test_a_disk_that_fills_in_mid_training_ends_nothing(disk, tmp_path, monkeypa
 
 def test_a_disk_that_stays_full_loses_no_checkpoint_and_the_network_stays(disk, tmp_path):
     ms = make(disk, tmp_path)
-    with pytest.raises(RNGRUError, match='could not be written.*No space left on device'):
+    with pytest.warns(UserWarning, match='checkpoint could not be written'), \
+            pytest.raises(RNGRUError, match='could not be written.*No space left on device'):
         ms.trainmodel(num_rounds=20, train_len=3, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)     # more than it holds
     kept = len(ms.checkpoints())
     assert 3 < kept < 20 and iswhole(disk / 'work', kept)
@@ -91,6 +92,7 @@ def test_a_disk_that_stays_full_loses_no_checkpoint_and_the_network_stays(disk, 
     assert ModelState.load(disk / 'work').checkpoint == ms.checkpoint
 
 
+@pytest.mark.filterwarnings('ignore:The checkpoint could not be written')
 def test_every_amount_of_room_gives_the_old_or_the_new_checkpoint(disk, tmp_path):
     ms = make(disk, tmp_path)
     ms.trainmodel(train_len=1, batchsize=8, valid_len=1, print_every=0)

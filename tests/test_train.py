@@ -311,7 +311,8 @@ def test_a_full_disk_in_mid_training_is_said_and_the_next_checkpoint_tries_again
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_keeps_the_network(make, disk):
     ms = make()
     between(ms, {3: lambda: setattr(disk, 'full', True)})
-    with pytest.raises(RNGRUError, match='No space left on device') as raised:
+    with pytest.warns(UserWarning, match='checkpoint could not be written'), \
+            pytest.raises(RNGRUError, match='No space left on device') as raised:
         ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=0)
     assert '\n' not in str(raised.value) and len(ms.checkpoints()) == 1
     assert ms.model.pos == 8 and len(ms.sample(5)) == 5
@@ -324,7 +325,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_keeps_the_net
 def test_ctrl_c_on_a_full_disk_is_an_error_that_keeps_the_network(make, disk):
     ms = make()
     between(ms, {3: lambda: (setattr(disk, 'full', True), os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01))})
-    with pytest.raises(RNGRUError, match='ms.trainmodel'):
+    with pytest.warns(UserWarning, match='checkpoint could not be written'), pytest.raises(RNGRUError, match='ms.trainmodel'):
         ms.trainmodel(train_len=40, batchsize=8, valid_len=1, print_every=0)
     disk.full = False
     ms.trainmodel(train_len=1, batchsize=8, valid_len=1, print_every=0)
