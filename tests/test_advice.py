@@ -166,8 +166,8 @@ def test_a_quarter_of_the_units_may_be_stuck(train):
     pytest.param('GRUEncode', 1, 'rmsprop', 0.003, marks=pytest.mark.long),
     pytest.param('GRUResize', 3, 'adam', 0.003, marks=pytest.mark.long)])
 def test_healthy_runs_are_left_alone(train, modeltype, seed, optimizer, learnrate):
-    _, said = train(4, seed=seed, text=write(seed), modeltype=modeltype, optimizer=optimizer, learnrate=learnrate)
-    assert said == [None] * 4
+    _, said = train(3, seed=seed, text=write(seed), modeltype=modeltype, optimizer=optimizer, learnrate=learnrate)
+    assert said == [None] * 3
 
 
 @pytest.mark.parametrize('more', [

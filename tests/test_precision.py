@@ -176,7 +176,7 @@ def test_without_the_instruction_training_is_float32s_and_says_so_once_when_it_m
     assert capsys.readouterr().out.count(line) == 1
 
 
-@pytest.mark.parametrize('kernels', ['numpy', compiler.instructionsets()[-2:][0]])          # SSE2, which other tests compile, too
+@pytest.mark.parametrize('kernels', ['numpy', pytest.param(compiler.instructionsets()[-2:][0], marks=pytest.mark.anyengine)])   # SSE2
 def test_what_computes_in_float32_instead_is_named_and_need_not_be_the_processor(tmp_path, text, kernels):
     """Nor is there a word of training where text is generated."""
     ModelState.initfromsrcfile(text, tmp_path / 'work', state_size=4, seq_len=20, seed=1, precision='bfloat16')
