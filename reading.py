@@ -68,32 +68,46 @@ def score(ms, text):
     """The Score of `ModelState.score`."""
     text = checktext('text', text)
     warnofunknown(ms.charset, text, 'the text')
-    model, codes = ms.model, ms.charset.encode(text).astype(np.int64)
+    codes = ms.charset.encode(text).astype(np.int64)
+    return Score(np.concatenate([[-firstchances(ms.charset)[codes[0]]], *(shares for _, _, shares in foretold(ms, codes[:-1], codes[1:]))]))
+
+
+def firstchances(charset):
+    """Log-probabilities (V,) of a text's first character: by how often each begins a line in the source, one added to each count, so that
+    none is impossible."""
+    starts = charset.linestarts + 1.0
+    return np.log(starts / starts.sum())
+
+
+def foretold(ms, codes, targets):
+    """Yields, a chunk of t characters of codes (T,) at a time, from a zero state: every layer's states behind them, a list of (t, 1, H); the
+    log-probabilities (t, V), float64, of what comes next; and -log-probabilities (t,) of what does come, targets (T,).
+
+    codes, targets: integers; where targets is one shorter, nothing is known to come behind the last character. Of a long text a person is
+    told how far it is.
+    """
+    model = ms.model
     params = model.get_params()
     output, c = product(params['V'], model.reads), params['c'].astype(np.float64)
     if model.reads == 'float32':
         output = product(params['V'].astype(np.float64), 'float32')
-    # The first character: by how often it begins a line in the source, one added to each count, so that none is impossible.
-    starts = ms.charset.linestarts + 1.0
-    shares = np.empty(len(codes))
-    shares[0] = -np.log(starts[codes[0]] / starts.sum())
-    progress = report.Progress('Reading', len(codes) - 1, 1) if len(codes) > SHOWN else None
-    done, total = 1, 0.0
+    progress = report.Progress('Reading', len(codes), 1) if len(codes) > SHOWN else None
+    done, total = 0, 0.0
     try:
-        for S in readcharacters(model, codes[:-1, None], np.zeros((model.layers, 1, model.state_size), np.float32)):
+        for S in readcharacters(model, codes[:, None], np.zeros((model.layers, 1, model.state_size), np.float32)):
             logits = output(model.passedup(S[-1])[:, 0]) + c
             highest = logits.max(1)
-            targets = codes[done:done + len(logits)]
-            shares[done:done + len(logits)] = (highest + np.log(np.exp(logits - highest[:, None]).sum(1))
-                                               - logits[np.arange(len(logits)), targets])
-            total += shares[done:done + len(logits)].sum()
+            logsums = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
+            known = targets[done:done + len(logits)]
+            shares = logsums[:len(known)] - logits[np.arange(len(known)), known]
             done += len(logits)
+            total += shares.sum()
+            yield S, logits - logsums[:, None], shares
             if progress:
-                progress.step(total / (done - 1), len(logits))
+                progress.step(total / min(done, len(targets)), len(logits))
     finally:
         if progress:
             progress.close()
-    return Score(shares)
 
 
 class Gates(NamedTuple):
@@ -123,29 +137,46 @@ def gates(model, x, states, compiled=True):
 
     The gates are `hard_sigmoid(x U + s W + b)`, which is exactly 0 or 1 beyond +-2.5, and then passes no gradient back.
     """
-    params, states = model.get_params(), np.ascontiguousarray(states, np.float32)
-    L, B, H = states.shape
+    L, B, H = np.shape(states)
     counts, low, high = np.zeros((L, 4, H)), np.full((L, H), np.inf), np.full((L, H), -np.inf)
-    done = 0
+    for S, chunk in gatesalong(model, x, states, compiled):
+        for l, (s, gate) in enumerate(zip(S, chunk)):
+            is1, is0 = (gate >= 1).sum((0, 1)), (gate <= 0).sum((0, 1))
+            counts[l] += is1[:H], is0[:H], is1[H:], is0[H:]
+            low[l], high[l] = np.minimum(low[l], s.min((0, 1))), np.maximum(high[l], s.max((0, 1)))
+    return [Gates(*share, spread) for share, spread in zip(counts / np.size(x), high - low)]
+
+
+def gatesalong(model, x, states, compiled=True, precision='float32'):
+    """Yields (S, gates), a chunk of t steps of x (T, B), integers, behind states (L, B, H), at a time: every layer's states (t, B, H), and
+    its gates z and r (t, B, 2H) before they are cut off at 0 and 1, lists.
+
+    compiled: as `readcharacters` takes. precision: of the products that give the gates.
+    """
+    params, states = model.get_params(), np.ascontiguousarray(states, np.float32)
+    H, done = states.shape[2], 0
     for S in readcharacters(model, x, states, compiled):
-        below, x_chunk = None, np.asarray(x[done:done + len(S[0])])
-        done += len(x_chunk)
+        gates, below, chars = [], None, np.asarray(x[done:done + len(S[0])]).reshape(-1)
+        done += len(S[0])
         for l, s in enumerate(S):
             U, W, b = params[f'U{l}'][:, :2 * H], params[f'W{l}'][:, :2 * H], params[f'b{l}'][:2 * H]
             if l:
-                into = below.reshape(-1, H) @ U
+                into = _times(below.reshape(-1, H), U, precision)
             elif model.source == 'onehot':
-                into = U[x_chunk.reshape(-1)]
+                into = U[chars]
             else:
-                into = np.tanh(params['E'][x_chunk.reshape(-1)] + params['a']) @ U
+                into = np.tanh(params['E'][chars] + params['a']) @ U
             before = np.concatenate([states[l][None], s[:-1]])
-            gate = 0.2 * (into + before.reshape(-1, H) @ W + b) + 0.5
-            is1, is0 = ((gate >= 1).sum(0), (gate <= 0).sum(0))
-            counts[l] += is1[:H], is0[:H], is1[H:], is0[H:]
-            low[l], high[l] = np.minimum(low[l], s.min((0, 1))), np.maximum(high[l], s.max((0, 1)))
+            gate = 0.2 * (into + _times(before.reshape(-1, H), W, precision) + b) + 0.5
+            gates.append(gate.reshape(*s.shape[:2], 2 * H))
             below = model.passedup(s)
         states = [s[-1] for s in S]
-    return [Gates(*share, spread) for share, spread in zip(counts / np.size(x), high - low)]
+        yield S, gates
+
+
+def _times(x, weights, precision):
+    """x (n, K) @ weights, as `ops.GRU` multiplies vectors in a precision."""
+    return product(weights, precision, np.maximum(np.abs(x).max(1, keepdims=True), 1) if precision == 'int8' else None)(x)
 
 
 def trackneurons(ms, text):
