@@ -1,4 +1,4 @@
-"""The command line of rn_rnn_char.py: train, sample, score and info, for people who don't want the shell.
+"""The command line of rn_rnn_char.py: train, sample, score, surprise, neurons and info, for people who don't want the shell.
 
 Options, their types, defaults and help are those of the library's own functions and of HyperParams: signatures, annotations and the
 tables in the docstrings. The library checks the values, and says in its own sentences what is wrong.
@@ -27,7 +27,7 @@ from model import ModelState
 
 PROGRAM = 'rn_rnn_char.py'
 WRONGUSE = (RNGRUError, OSError, ValueError, TypeError, LookupError, MemoryError, FloatingPointError)
-NOOPTION = ('self', 'srcfile', 'workdir', 'verbose', 'state')   # paths are no options, --quiet is verbose, a state is no text
+NOOPTION = ('self', 'srcfile', 'workdir', 'text', 'verbose', 'state')   # paths are no options, --quiet is verbose, a state is no text
 
 
 # --- Options from signatures ------------------------------------------------------------------------------------------
@@ -119,6 +119,8 @@ HYPER = hyperparameters()
 TRAINING = parameters(ModelState.trainmodel)
 GENERATION = parameters(ModelState.sample)
 RESTORING = parameters(ModelState.restore, name='checkpoint')
+NEURONS = parameters(ModelState.neurons)
+HTML = [Option('html', (str,), None, 'write a page for a browser there, a name that ends in .html, instead of colours to the terminal')]
 ENCODING = [option for option in NEW if option.name == 'encoding']
 
 
@@ -176,6 +178,29 @@ def _sample(paths, given, refuse):
 
 
 def _score(paths, given, refuse):
+    ms, text = _modelandtext(paths, given)
+    print(ms.score(text))
+    return 0
+
+
+def _surprise(paths, given, refuse):
+    ms, text = _modelandtext(paths, given)
+    return _looked(ms.surprise(text), given)
+
+
+def _neurons(paths, given, refuse):
+    ms, text = _modelandtext(paths, given)
+    return _looked(ms.neurons(text, **_pick(given, NEURONS)), given)
+
+
+def _looked(look, given):
+    """Show it on standard output, or write its page."""
+    look.html(given['html']) if 'html' in given else look.show()
+    return 0
+
+
+def _modelandtext(paths, given):
+    """The model in the first path, the text in the second, or on standard input."""
     if paths[1] == '-' and sys.stdin is None:   # closed by `<&-`
         raise OSError('standard input is closed: give a FILE, or a text to read from it')
     ms = _load(paths[0], given)
@@ -183,8 +208,7 @@ def _score(paths, given, refuse):
     if numundecodable:
         report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in the text, read as U+FFFD: another --encoding may '
                    'suit it better.')
-    print(ms.score(text))
-    return 0
+    return ms, text
 
 
 def _info(paths, given, refuse):
@@ -272,6 +296,22 @@ COMMANDS = {
         '  1.4182 nats/char (2.0460 bits) over 54,321 characters\n\n'
         'The loss: mean negative log-likelihood per character, less is better.',
         ('score book other.txt', 'score book - < other.txt'), _score),
+    'surprise': Command(
+        'the text FILE in the colours of its surprise', ('DIR', 'FILE'),
+        {'page': HTML, 'text': ENCODING, 'model (info lists the checkpoints)': RESTORING},
+        'How surprising each character of the text in FILE is to the model in the\n'
+        'directory DIR: in colours on a terminal that has some (NO_COLOR=1: none), or as\n'
+        'a page for a browser; -: standard input. Below, what was likelier where it was\n'
+        'surprised most.',
+        ('surprise book other.txt', 'surprise book other.txt --html other.html'), _surprise),
+    'neurons': Command(
+        'the text FILE in the colours of a neuron', ('DIR', 'FILE'),
+        {'neuron': NEURONS, 'page': HTML, 'text': ENCODING, 'model (info lists the checkpoints)': RESTORING},
+        'The text in FILE in the colours of a neuron of the model in the directory DIR,\n'
+        'blue where its state is negative, orange where it is positive. In the page that\n'
+        '--html writes every neuron can be chosen, and those that follow something are\n'
+        'listed; it takes a byte and a third for each neuron and character.',
+        ('neurons book part.txt --html part.html', 'neurons book part.txt --layer 1 --neuron 9'), _neurons),
     'info': Command(
         'what is in DIR, whether it is whole, and its checkpoints', ('DIR',), {},
         'What is in the directory DIR of a model, whether every file is whole, and its\n'

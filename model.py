@@ -7,6 +7,7 @@ from functools import cached_property
 
 import history
 import info
+import look
 import native
 import reading
 import report
@@ -16,7 +17,7 @@ import train
 from checkpoint import WorkDir
 from dataset import CharSet, DataSet
 from encode import checksource, encodefile
-from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, short
+from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, checktext, short
 from generate import Stream
 from hyperparams import FORGOOD, HyperParams, checkchoice, checkgiven, checknames, nearest
 from layers import MODELTYPES
@@ -62,6 +63,13 @@ class ModelState:
     last one read or written, or None), modeltype, numchars, seq_len,
     seed, startedfrom (of start_from, in words, or ''), workdir.
     trackneurons(text) tells every neuron's state along a text.
+
+        # a text in colours, in the shell and in a page for the browser:
+        # surprise, neurons, which of them follow something, gates
+        ms.surprise(text)
+        ms.findneurons(text)
+        ms.neurons(text, layer=1, neuron=9).html('page.html')
+        ms.gates(text)
 
     Loss is the mean negative log-likelihood in nats per character;
     divided by ln 2 it is bits per character.
@@ -318,7 +326,7 @@ class ModelState:
     def trainmodel(self, num_rounds: int = 1, batchsize: int = 16, train_len: int = 0, valid_len: int = 0, print_every: int = 1000,
                    clear_state: bool = False, *, minutes: float | None = None, schedule: str = 'constant', warmup: int = 0,
                    end_learnrate: float | None = None, patience: int | None = None, resume: bool = False, save_every: float = 600,
-                   keep: int | None = None, threads: int | None = None, verbose: bool = True):
+                   keep: int | None = None, watch: str | None = None, threads: int | None = None, verbose: bool = True):
         """Train for some rounds, each with a validation and a checkpoint at its
         end.
 
@@ -361,6 +369,11 @@ class ModelState:
                        counts as best
         keep           how many of the rounds' checkpoints to keep, the
                        newest, and the best one besides; None: all
+        watch          a text to look at: before training, and behind each
+                       round, a line says how surprising it is (as score()
+                       does), how that has changed, and which of its words
+                       surprises most. It changes no training, and like
+                       print_every it holds for this call only
         threads        of the native kernels, never stored; None:
                        RN_GRU_THREADS, or as many as the process may use. The
                        result doesn't depend on it
@@ -391,6 +404,7 @@ class ModelState:
                  'end_learnrate': end_learnrate, 'patience': patience}
         print_every = checkint('print_every', print_every)
         save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
+        watch = None if watch is None else checktext('watch', watch)
         native.checkthreads(threads)
         native.checkkernels()
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
@@ -400,7 +414,7 @@ class ModelState:
         self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
             native.setthreads(threads)
-            train.train(self, run, seconds, clear_state, print_every, save_every, keep)
+            train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
 
     def history(self):
         """Every step's loss and every validation, a history.Table that the shell
@@ -483,6 +497,69 @@ class ModelState:
         """The states that reading `text` gives, from a zero state: a float32
         array (layer, neuron, character)."""
         return reading.trackneurons(self, text)
+
+    # --- A look inside --------------------------------------------------------------------------------------------
+
+    def surprise(self, text: str):
+        """How surprising each character of `text` is to the model, read from a
+        zero state: a look.Surprise, which the shell shows in colours, each
+        shade half as likely as the one before, and what was likelier where
+        it was surprised most.
+
+        It is a Score, with .nats, .bits and .shares, and has
+        .alternatives(i), the likeliest in the place of character i,
+        .show(start, stop), which prints a part, and .html(path), which writes
+        a page for a browser.
+        """
+        return look.surprise(self, text)
+
+    def neurons(self, text: str, layer: int | None = None, neuron: int | None = None):
+        """`text` in the colours of a neuron, blue where its state is negative,
+        orange where it is positive: a look.Neurons.
+
+        layer   from 0; without it: the last one, or with neither given the
+                one that holds the neuron shown
+        neuron  from 0; without it: the one that findneurons() ranks first,
+                or where none follows anything, or the text is short, the
+                one of the layer that varies most
+
+        It has .states, what trackneurons(text) gives, .values, the neuron's,
+        .show(start, stop), and .html(path), a page in which every other
+        neuron can be chosen. That page takes a byte and a third for each
+        neuron and character.
+        """
+        return look.neurons(self, text, layer, neuron)
+
+    def findneurons(self, text: str):
+        """Which neurons follow something that a person can name along `text`: a
+        look.FoundNeurons, a list that the shell shows as a table, strongest
+        first. .html(path) writes the page of neurons(text).
+
+        Looked for are: in quotes, in a comment (#, or // and /* */), depth of
+        brackets, indentation, position in the line, upper case, word ends,
+        as far as the text has them; how each is read off the text says
+        help(properties.properties). Some thousand characters tell more than
+        the 200 that it takes at least.
+
+        The measure is the correlation r, -1 to 1, of a neuron's state with
+        the property at the character just read. The three neurons with the
+        highest |r| in the text's first half are tried, and the r given is
+        that of the second half, which had no part in the choice. Only what
+        goes beyond chance is listed, the same neurons against the same
+        property shifted along the second half in a circle (`by chance`: what
+        |r| reaches then, but for a share of 0.01 over the number of neurons
+        tried); where nothing does, that is said.
+        """
+        return look.findneurons(self, text)
+
+    def gates(self, text: str):
+        """How open the gates of each layer are along `text`: a look.Gates, with
+        .z and .r, update and reset gates, float32 (layer, unit, character)
+        from 0 to 1, that the shell shows as a table of how often they are
+        saturated, below 0.1 or above 0.9. .html(path): a page of each unit's
+        along the text.
+        """
+        return look.gates(self, text)
 
 
 def generatestring(ms, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,

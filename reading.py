@@ -1,13 +1,14 @@
 """Reading a text with a model: the states that it leads to, and how surprising each character was."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 import report
-from errors import checktext
+from errors import checktext, short
 from rounding import product
 
 CHUNK = 1000            # characters, of all rows, that are read at a time: their states take memory
@@ -68,8 +69,30 @@ def score(ms, text):
     """The Score of `ModelState.score`."""
     text = checktext('text', text)
     warnofunknown(ms.charset, text, 'the text')
+    return scored(ms, text)
+
+
+def scored(ms, text):
+    """The same, of a text that is one, without a word on what isn't known in it."""
     codes = ms.charset.encode(text).astype(np.int64)
     return Score(np.concatenate([[-firstchances(ms.charset)[codes[0]]], *(shares for _, _, shares in foretold(ms, codes[:-1], codes[1:]))]))
+
+
+class Watched:
+    """A text whose surprise is told again and again while a model trains."""
+
+    def __init__(self, ms, text):
+        self.ms, self.text, self.before = ms, text, None
+        warnofunknown(ms.charset, text, 'watch')
+
+    def line(self):
+        """One line: the loss over the text now, its change since the last line, the word that surprises most."""
+        score = scored(self.ms, self.text)
+        change = '' if self.before is None else f', {abs(score.nats - self.before):.4f} {"less" if score.nats <= self.before else "more"}'
+        self.before = score.nats
+        nats, word = max(((score.shares[found.start():found.end()].sum(), found[0]) for found in re.finditer(r'\S+', self.text)),
+                         key=lambda each: each[0], default=(0, ''))
+        return f'Watched text: {score!r}{change}' + (f'; most surprising {short(word)}, {nats:.2f} nats' if word else '')
 
 
 def firstchances(charset):

@@ -10,6 +10,7 @@ import numpy as np
 
 import history
 import native
+import reading
 import report
 import saving
 from advice import Advisor
@@ -118,7 +119,7 @@ class Saver:
                                   f'ms.trainmodel({step})') from self.error
 
 
-def train(ms, run, seconds, clear_state, print_every, save_every, keep):
+def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=None):
     """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None.
 
     The other arguments are `ModelState.trainmodel`'s, checked.
@@ -131,6 +132,10 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep):
     model.trainstep, model.evaluate
     if print_every:
         model.sampletext
+    watched = None
+    if watch and report.verbose:
+        model.allstates
+        watched = reading.Watched(ms, watch)
     if seconds is not None:
         measured = _measure(ms, run.batchsize)
         run = planned(run, start + seconds - time.monotonic(), *measured)
@@ -141,10 +146,12 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep):
         report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer '
                    f'checkpoint, {newest[0].name}.')
     _heading(ms, run, epochsteps)
+    if watched:
+        report.say(watched.line())
     saver = Saver(ms, run, save_every, keep)
     try:
         with Interrupts() as interrupts:
-            _rounds(ms, run, print_every, epochsteps, interrupts, saver)
+            _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched)
     except (KeyboardInterrupt, FloatingPointError):
         # In mid-step or diverged: what is in memory is no state to go on from. The next use reads the last checkpoint.
         vars(ms).pop('model', None)
@@ -172,7 +179,7 @@ def _heading(ms, run, epochsteps):
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if dear else '.') + schedule)
 
 
-def _rounds(ms, run, print_every, epochsteps, interrupts, saver):
+def _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched=None):
     before = (ms.checkpoint.kind, ms.checkpoint.loss) if ms.checkpoint is not None else ('', math.nan)
     advisor = Advisor(ms, run)
     while not run.isover:
@@ -203,6 +210,8 @@ def _rounds(ms, run, print_every, epochsteps, interrupts, saver):
         report.say(f'{title}: validation loss {lossline(loss)}{_change(*before, loss)}'
                    + (f'; training loss {trainloss:.4f}, at the end {np.mean(losses[-100:]):.4f}.' if losses else '.')
                    + (f' Checkpoint {checkpoint.name}' if checkpoint else ''))
+        if watched:
+            report.say(watched.line())
         if advice := advisor.round(loss, losses):
             report.say(advice)
         before = 'validation', loss

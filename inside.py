@@ -1,0 +1,205 @@
+"""What goes on in a network while it reads a text, as numbers: surprise and what was likelier, states, gates, and which neurons follow
+something that a person can name. `look` shows them. Letters as in `ops`; T: the text's characters.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+import reading
+from errors import checktext
+from properties import properties
+
+LIKELIEST = 5               # characters that are kept of what might have come
+SHUT, OPEN = 0.1, 0.9       # below and above these a gate counts as saturated
+BINS = 10                   # of the gates' histograms
+CANDIDATES = 3              # neurons that are tried for a property
+RISK = 0.01                 # chance that among all tries anything that merely looks so is reported
+RARE = 10                   # characters, of either half of a text, at which a property must differ from its commonest value
+SHORTEST = 200              # characters that findneurons reads at least
+
+
+@dataclass(repr=False)
+class Reading:
+    """A text read from a zero state.
+
+    text        str of T characters
+    chars       str: the model's characters, which `likeliest` are indices of
+    shares      (T,) float64: surprise, each character's negative log-likelihood in nats
+    likeliest   (T, K) int: what was likeliest to come there, K = 5 or all there are, likeliest first
+    chances     (T, K) float64: its probabilities
+    states      (L, H, T) float32: the neurons behind each character; None: not kept
+    """
+
+    text: str
+    chars: str
+    shares: np.ndarray
+    likeliest: np.ndarray
+    chances: np.ndarray
+    states: np.ndarray | None = None
+
+
+def read(ms, text, states=False):
+    """The Reading of a text by a ModelState; states: whether to keep them."""
+    text, model = checktext('text', text), ms.model
+    if states:
+        _checkmemory(model, text, 1)
+    reading.warnofunknown(ms.charset, text, 'the text')
+    codes = ms.charset.encode(text).astype(np.int64)
+    first = reading.firstchances(ms.charset)
+    shares, ranked = [[-first[codes[0]]]], [_likeliest(first[None])]
+    kept = np.empty((model.layers, model.state_size, len(text)), np.float32) if states else None
+    done = 0
+    for S, logs, known in reading.foretold(ms, codes if states else codes[:-1], codes[1:]):
+        shares.append(known)
+        ranked.append(_likeliest(logs[:len(known)]))
+        if states:
+            for l, s in enumerate(S):
+                kept[l, :, done:done + len(s)] = s[:, 0].T
+        done += len(S[0])
+    likeliest, chances = (np.concatenate(each) for each in zip(*ranked))
+    return Reading(text, ms.charset.chars, np.concatenate(shares), likeliest, chances, kept)
+
+
+def _likeliest(logs):
+    """(indices, probabilities), (t, K) each, of the K largest of each row of logs (t, V), the first of equals first."""
+    K = min(LIKELIEST, logs.shape[1])
+    some = np.sort(np.argpartition(-logs, K - 1, axis=1)[:, :K], axis=1)
+    order = np.argsort(-np.take_along_axis(logs, some, 1), axis=1, kind='stable')
+    best = np.take_along_axis(some, order, 1)
+    return best, np.exp(np.take_along_axis(logs, best, 1))
+
+
+def _checkmemory(model, text, arrays):
+    """MemoryError for a text whose states, so many arrays of them, this machine can't hold."""
+    needed = 4 * arrays * model.layers * model.state_size * len(text)
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > memory / 2:
+        raise MemoryError(f'what {model.layers} x {model.state_size} units do along {len(text):,} characters takes about '
+                          f'{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: give a part of the text')
+
+
+# ---- gates
+
+@dataclass(repr=False)
+class GateValues:
+    """The gates along a text.
+
+    z, r    (L, H, T) float32, update and reset gates, 0 to 1
+    """
+
+    z: np.ndarray
+    r: np.ndarray
+
+    def saturated(self):
+        """(open, shut), (L, 2, H) float64 each: the share of the characters at which a gate was above 0.9 or below 0.1; of z, then r.
+
+        As in Karpathy, Johnson and Li 2015 (arXiv:1506.02078), section 4.2: there, left and right saturated.
+        """
+        return tuple(np.stack([where(gate).mean(2) for gate in (self.z, self.r)], 1)
+                     for where in (lambda gate: gate > OPEN, lambda gate: gate < SHUT))
+
+    def histogram(self):
+        """(L, 2, 10) float64: the share of all values of z, then r, in each tenth of 0 .. 1."""
+        tenths = [[np.bincount(np.minimum((layer * BINS).astype(int).ravel(), BINS - 1), minlength=BINS) / layer.size for layer in gate]
+                  for gate in (self.z, self.r)]
+        return np.array(tenths).swapaxes(0, 1)
+
+
+def gatevalues(ms, text):
+    """The GateValues of a text read by a ModelState, in the precision in which it reads."""
+    text, model = checktext('text', text), ms.model
+    _checkmemory(model, text, 2)
+    reading.warnofunknown(ms.charset, text, 'the text')
+    L, H, done = model.layers, model.state_size, 0
+    values = np.empty((2, L, H, len(text)), np.float32)
+    x = ms.charset.encode(text)[:, None]
+    for S, gates in reading.gatesalong(model, x, np.zeros((L, 1, H), np.float32), precision=model.reads):
+        for l, gate in enumerate(gates):
+            zr = np.clip(gate[:, 0].T, 0, 1)
+            values[0, l, :, done:done + len(gate)], values[1, l, :, done:done + len(gate)] = zr[:H], zr[H:]
+        done += len(S[0])
+    return GateValues(*values)
+
+
+# ---- neurons that follow something
+
+class Found(NamedTuple):
+    """A neuron that follows a property of the text.
+
+    property    its name, as properties.properties has it
+    layer, neuron   from 0
+    r           correlation of the two in the text's second half, -1 to 1
+    chosenby    the same in its first half, by which the neuron was chosen
+    chance      what |r| reaches by chance
+    """
+
+    property: str
+    layer: int
+    neuron: int
+    r: float
+    chosenby: float
+    chance: float
+
+
+def find(states, text):
+    """(found, nothing, leftout): neurons that follow something named, strongest first; names of what none follows, and of what the text
+    has too little of to tell.
+
+    states (L, H, T), text: T characters. The measure is Pearson's correlation r of a neuron's state with a property
+    (properties.properties). For each property the 3 neurons with the highest |r| over the text's first half are chosen; r is then measured
+    over the second half, which had no part in the choice. Against chance stands the same neuron with the property shifted along the second
+    half in a circle, by every number of characters but those nearer to 0 than a tenth of it: shifted, the two have nothing to do with each
+    other, but each still varies as slowly as it does. A neuron is found if both r have the same sign and |r| is beyond all but a share
+    0.01 / n of those shifts' (n: the neurons tried, for all properties; Bonferroni), and so beyond all of them in a text of less than some
+    5,000 characters. Where a text repeats itself, shifts fit as well, and less is found.
+    """
+    L, H, T = states.shape
+    half = T // 2
+    every = properties(text)
+    named = {name: values for name, values in every.items() if _varies(values[:half]) and _varies(values[half:])}
+    leftout = [name for name in every if name not in named]
+    found, nothing = [], []
+    for name, values in named.items():
+        first = np.concatenate([_correlations(layer[:, :half], values[:half]) for layer in states])
+        best = np.argsort(-np.abs(first), kind='stable')[:CANDIDATES]
+        tries = len(named) * len(best)
+        some = []
+        for i in best:
+            r, chance = _againstshifts(states[i // H, i % H, half:], values[half:], RISK / tries)
+            if abs(r) > chance and r * first[i] > 0:
+                some.append(Found(name, int(i // H), int(i % H), float(r), float(first[i]), float(chance)))
+        found += some
+        nothing += [name] * (not some)
+    return sorted(found, key=lambda each: -abs(each.r)), nothing, leftout
+
+
+def _varies(values):
+    _, counts = np.unique(values, return_counts=True)
+    return len(values) - counts.max() >= RARE
+
+
+def _standard(values):
+    """Values (..., T) with mean 0 and variance 1 along T, float64; zeros where they don't vary."""
+    centred = values - values.mean(-1, keepdims=True, dtype=np.float64)
+    spread = centred.std(-1, keepdims=True)
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-6)
+
+
+def _correlations(neurons, values):
+    """Pearson's r, (n,), of each of neurons (n, T) with values (T,); 0 where one of them doesn't vary."""
+    return _standard(neurons) @ _standard(values) / len(values)
+
+
+def _againstshifts(neuron, values, level):
+    """(r, chance): the correlation, and the least |r| of shifts that no more than a share `level` of them goes beyond.
+
+    All circular shifts at once, by Fourier transforms: T log T.
+    """
+    T = len(values)
+    r = np.fft.irfft(np.fft.rfft(_standard(neuron)) * np.conj(np.fft.rfft(_standard(values))), T) / T
+    near = max(T // 10, 1)
+    shifted = np.sort(np.abs(r[near:T - near + 1]))
+    return r[0], shifted[max(len(shifted) - 1 - int(level * len(shifted)), 0)]

@@ -1,0 +1,318 @@
+"""What a text looks like with a network's eyes: objects that show `inside`'s numbers in the shell, in a notebook, and as a page.
+
+In a shell they show themselves, in as many colours as the terminal has; `.show()` prints a long text whole, `.html(path)` writes a page.
+"""
+
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+import colours
+import inside
+import page
+import report
+from colours import AMOUNT, SIGNED, shown
+from errors import checkint, checkpath, checktext, short
+from inside import GateValues
+from reading import Score
+from storage import Staged
+
+SHOWN = 4000                # characters of a long text that the shell shows by itself
+LISTED = 5                  # surprising characters that are listed
+CONTEXT = 16                # characters before one of them
+
+
+class Paged:
+    """The base of what can be written as a page."""
+
+    def html(self, path: str | os.PathLike):
+        """Write a page to look at in a browser, one file that needs no network:
+        .html or .htm, replacing what is there. A character's numbers
+        appear under the pointer, or as the arrow keys walk through the
+        text.
+
+        Raises ValueError for another kind of name, and where the page would
+        be too large.
+        """
+        path = pathlib.Path(checkpath('path', path))
+        if path.suffix.lower() not in ('.html', '.htm'):
+            raise ValueError(f'path takes a name that ends in .html, got {short(os.fspath(path))}')
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no directory '{path.parent}' for the page: make it first")
+        if path.exists() and not path.is_file():
+            raise OSError(f"'{path}' is no regular file: name another one for the page")
+        data = self._page().encode()
+        with Staged(path) as staged:
+            staged.file.write(data)
+            staged.publish()
+        report.say(f"Wrote '{path}', {len(data) / 1e6:,.1f} MB.")
+
+
+class Look(Paged):
+    """The base of what shows a text in colours, with a few lines above and below it."""
+
+    _scale = AMOUNT
+
+    def show(self, start: int = 0, stop: int | None = None):
+        """Print the text in colours, or its part from character `start` to
+        before `stop`, from 0; None: its end."""
+        length = len(self.text)
+        start, stop = checkint('start', start, 0, length), length if stop is None else checkint('stop', stop, 0, length)
+        sys.stdout.write(self._shown(start, max(stop, start)) + '\n')
+
+    def __repr__(self):
+        return self._shown(0, SHOWN)
+
+    def _shown(self, start, stop):
+        bits, encoding = colours.depth(), getattr(sys.stdout, 'encoding', None) or 'utf-8'
+        lines = self._above() + colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, colours.width(), bits, encoding)
+        left = len(self.text) - stop
+        if start == 0 and left > 0:
+            lines.append(f"... and {left:,} characters more: .show() prints them all, .html('page.html') makes a page of them.")
+        lines += [self._key(bits, encoding), *self._below(encoding)]
+        return colours.encodable('\n'.join(lines), encoding)
+
+    def _repr_html_(self):
+        """What a Jupyter notebook shows: no script, a character's numbers under the pointer."""
+        text = self.text[:SHOWN]
+        more = len(self.text) - len(text)
+        return page.snippet([*self._above(), *([f'The first {SHOWN:,} characters of {len(self.text):,}:'] if more else [])], text,
+                            self._levels()[:SHOWN], self._scale, self._titles(SHOWN), self._below('utf-8'))
+
+
+class Surprise(Score, Look):
+    """How surprising each character of a text was: .nats and .bits per
+    character, .shares, each character's, (len(text),) float64 nats, and what
+    was likelier there, .alternatives(i).
+
+    Shown in colours, a shade for each bit, so that each shade is half as
+    likely as the one before; below, the most surprising characters with
+    what was likeliest in their place. .show(), .html(path).
+    """
+
+    def __init__(self, reading, about):
+        """For ModelState.surprise(), which see."""
+        super().__init__(reading.shares)
+        self.text, self._reading, self._about = reading.text, reading, about
+
+    def alternatives(self, i: int):
+        """The likeliest characters in the place of character i, from 0: a list of
+        at most 5 of (character, probability)."""
+        i, read = checkint('i', i, 0, len(self.text) - 1), self._reading
+        return [(read.chars[at], float(chance)) for at, chance in zip(read.likeliest[i], read.chances[i])]
+
+    __repr__ = Look.__repr__
+
+    def _levels(self):
+        return np.minimum(self.shares / np.log(2), AMOUNT.high).astype(int).clip(0)
+
+    def _above(self):
+        return [Score.__repr__(self)]
+
+    def _key(self, bits, encoding):
+        labels = {0: 'under 1', **{level: str(level) for level in range(1, 8)}, 8: '8 and more'}
+        if not bits:
+            return 'The digit under a character: its surprise in whole bits, 8 for all above; none: under 1.'
+        return 'Surprise in bits, each shade half as likely: ' + colours.legend(AMOUNT, labels, bits, encoding)
+
+    def _below(self, encoding):
+        worst = [i for i in np.argsort(-self.shares, kind='stable')[:LISTED] if self.shares[i] >= np.log(2)]
+        lines = ['Most surprising, and what was likeliest there:'] if worst else []
+        for i in worst:
+            line, before = self.text.count('\n', 0, i) + 1, self.text[max(i - CONTEXT, 0):i]
+            before = ''.join(colours.glyph(char)[0] for char in before)
+            lines.append(f'  {shown(self.text[i], encoding)} {self.shares[i]:.2f} nats, line {line:,}'
+                         + f' behind "{before}"' * bool(before) + f': {self._likelier(i, encoding)}')
+        return lines
+
+    def _likelier(self, i, encoding='utf-8'):
+        return ', '.join(f'{shown(char, encoding)} {share(chance)}' for char, chance in self.alternatives(i))
+
+    def _titles(self, count):
+        return [f'{shown(char)} {nats:.2f} nats ({nats / np.log(2):.2f} bits, {share(np.exp(-nats))}); likeliest: {self._likelier(i)}'
+                for i, (char, nats) in enumerate(zip(self.text[:count], self.shares))]
+
+    def _page(self):
+        return page.page('Surprise', [self._about, Score.__repr__(self)], self._reading)
+
+
+class Neurons(Look):
+    """The neurons along a text: .states (layer, neuron, character), float32
+    from -1 to 1, and one of them in colours: .layer, .neuron, .values
+    (len(text),), and .follows, the inside.Found of what it follows, or None.
+
+    Blue: negative, orange: positive. .show(), .html(path): there any other
+    one can be chosen, and each character's surprise looked at.
+    """
+
+    _scale = SIGNED
+
+    def __init__(self, reading, about, layer=None, neuron=None):
+        """For ModelState.neurons(), which see."""
+        self.text, self.states, self._reading, self._about = reading.text, reading.states, reading, about
+        L, H, T = self.states.shape
+        layer = None if layer is None else checkint('layer', layer, 0, L - 1)
+        neuron = None if neuron is None else checkint('neuron', neuron, 0, H - 1)
+        self.found, self.nothing, self.leftout = inside.find(self.states, self.text) if T >= inside.SHORTEST else ([], [], [])
+        if neuron is None:
+            best = [each for each in self.found if layer in (None, each.layer)]
+            layer = best[0].layer if best else L - 1 if layer is None else layer
+            neuron = best[0].neuron if best else int(self.states[layer].std(1).argmax())
+        self.layer, self.neuron = L - 1 if layer is None else layer, neuron
+        self.follows = next((each for each in self.found if each[1:3] == (self.layer, self.neuron)), None)
+
+    @property
+    def values(self):
+        """The neuron's state behind each character, (len(text),) float32."""
+        return self.states[self.layer, self.neuron]
+
+    def _levels(self):
+        return np.rint(self.values * SIGNED.high).astype(int)
+
+    def _above(self):
+        follows = f'; it follows {self.follows.property!r}, r = {self.follows.r:.2f}' if self.follows else ''
+        return [f'Layer {self.layer}, neuron {self.neuron}: from {self.values.min():.2f} to {self.values.max():.2f}{follows}.']
+
+    def _key(self, bits, encoding):
+        if not bits:
+            return ('The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; none: nearly zero.')
+        labels = {-9: '-1', -7: '', -4: '-0.5', -2: '', 0: '0', 2: '', 4: '0.5', 7: '', 9: '1'}
+        return 'The neuron: ' + colours.legend(SIGNED, labels, bits, encoding)
+
+    def _below(self, encoding):
+        return []
+
+    def _titles(self, count):
+        return [f'{shown(char)} {value:.2f}' for char, value in zip(self.text[:count], self.values)]
+
+    def _page(self):
+        groups = [page.Group(f'layer {l}', SIGNED, states) for l, states in enumerate(self.states)]
+        return page.page('Neurons', [self._about], self._reading, groups, self.found, (self.layer, self.neuron))
+
+
+class FoundNeurons(list, Paged):
+    """Neurons that follow something a person can name, strongest first: a list
+    of inside.Found (.property, .layer, .neuron, .r, .chosenby, .chance),
+    that the shell shows as a table.
+
+    .nothing    what no neuron follows, better than by chance
+    .leftout    what the text has too little of to tell
+    """
+
+    def __init__(self, neurons):
+        """For ModelState.findneurons(), which see."""
+        super().__init__(neurons.found)
+        self._neurons, self.nothing, self.leftout = neurons, neurons.nothing, neurons.leftout
+
+    def _rest(self):
+        lines = ['Nothing stands out.'] * (not self)
+        if self.nothing:
+            lines.append(f'No better than by chance: {", ".join(self.nothing)}.')
+        if self.leftout:
+            lines.append(f'Too little in this text to tell: {", ".join(self.leftout)}.')
+        return lines
+
+    def __repr__(self):
+        lines = ['layer neuron      r  by chance  follows'] * bool(self)
+        lines += [f'{each.layer:5} {each.neuron:6} {each.r:6.2f} {each.chance:10.2f}  {each.property}' for each in self]
+        return '\n'.join(lines + self._rest() + [
+            "r: correlation over the text's second half, of neurons chosen by its first half."] * bool(self) + [
+            f'ms.neurons(text, {each.layer}, {each.neuron}) shows the first one in the text.' for each in self[:1]])
+
+    def _repr_html_(self):
+        """What a Jupyter notebook shows."""
+        rows = [[each.layer, each.neuron, f'{each.r:.2f}', f'{each.chance:.2f}', each.property] for each in self]
+        return page.table(['layer', 'neuron', 'r', 'by chance', 'follows'], rows, self._rest())
+
+    def _page(self):
+        return self._neurons._page()
+
+
+class Gates(GateValues, Paged):
+    """The gates along a text: .z and .r, update and reset gates, float32
+    (layer, unit, character) from 0 to 1, and how often they are saturated.
+
+    Shown as a table: shares of characters and units at which a gate is below
+    0.1 (shut) and above 0.9 (open), a histogram from 0 to 1, and how many
+    units are so at nine characters of ten. .saturated(), .histogram(), and
+    .html(path): each unit's gates along the text.
+    """
+
+    def __init__(self, values, text, about):
+        """For ModelState.gates(), which see."""
+        super().__init__(values.z, values.r)
+        self.text, self._about = text, about
+
+    def _table(self):
+        (opened, shut), bars = self.saturated(), self.histogram()
+        for l in range(len(self.z)):
+            for g, gate in enumerate('zr'):
+                yield (l, gate, shut[l, g].mean(), bars[l, g], opened[l, g].mean(), (shut[l, g] > 0.9).sum(), (opened[l, g] > 0.9).sum())
+
+    def __repr__(self):
+        lines = ['layer gate  below 0.1  0 to 1      above 0.9  units nearly always shut, open']
+        lines += [f'{l:5} {gate:4} {shut:10.1%}  {bars(tenths)} {opened:10.1%} {always:11,} {alwaysopen:6,}'
+                  for l, gate, shut, tenths, opened, always, alwaysopen in self._table()]
+        return colours.encodable('\n'.join(lines + self.MEANING), getattr(sys.stdout, 'encoding', None) or 'utf-8')
+
+    MEANING = ['z, update gate: near 1 a unit keeps its state, near 0 it takes the new one.',
+               'r, reset gate: near 1 the new one is made with the states before, near 0 without.']
+
+    def _repr_html_(self):
+        """What a Jupyter notebook shows."""
+        rows = [[l, gate, f'{shut:.1%}', bars(tenths), f'{opened:.1%}', always, alwaysopen]
+                for l, gate, shut, tenths, opened, always, alwaysopen in self._table()]
+        return page.table(['layer', 'gate', 'below 0.1', '0 to 1', 'above 0.9', 'units nearly always shut', 'open'], rows, self.MEANING)
+
+    def _page(self):
+        groups = []
+        for l in range(len(self.z)):
+            for called, gate in (f'layer {l}, update gate z', self.z[l]), (f'layer {l}, reset gate r', self.r[l]):
+                groups += [page.Group(called + ', mean', AMOUNT, gate.mean(0, keepdims=True)), page.Group(called, AMOUNT, gate)]
+        return page.page('Gates', [self._about, *self.MEANING], inside.Reading(self.text, '', None, None, None), groups)
+
+
+def share(chance):
+    """A probability as '61 %', '0.3 %' or 'under 0.1 %'."""
+    return 'under 0.1 %' if chance < 0.001 else f'{100 * chance:.1f} %' if chance < 0.0095 else f'{100 * chance:.0f} %'
+
+
+def bars(tenths):
+    """A histogram as a word: a column for each share, the largest full."""
+    highest = max(tenths) or 1
+    return ''.join('▁▂▃▄▅▆▇█'[min(int(each / highest * 8), 7)] for each in tenths)
+
+
+# ---- for ModelState
+
+def surprise(ms, text):
+    """The Surprise of `ModelState.surprise`."""
+    return Surprise(inside.read(ms, text), about(ms))
+
+
+def neurons(ms, text, layer=None, neuron=None):
+    """The Neurons of `ModelState.neurons`."""
+    checktext('text', text)
+    layer = None if layer is None else checkint('layer', layer, 0, ms.hyper.layers - 1)
+    neuron = None if neuron is None else checkint('neuron', neuron, 0, ms.hyper.state_size - 1)
+    return Neurons(inside.read(ms, text, states=True), about(ms), layer, neuron)
+
+
+def findneurons(ms, text):
+    """The FoundNeurons of `ModelState.findneurons`."""
+    if len(checktext('text', text)) < inside.SHORTEST:
+        raise ValueError(f'findneurons takes a text of {inside.SHORTEST} characters at least, got {len(text)}: some thousands tell more')
+    return FoundNeurons(neurons(ms, text))
+
+
+def gates(ms, text):
+    """The Gates of `ModelState.gates`."""
+    return Gates(inside.gatevalues(ms, text), text, about(ms))
+
+
+def about(ms):
+    """One line on the model, for a page."""
+    loss = f', loss {ms.checkpoint.loss:.4f}' if ms.checkpoint else ''
+    return f'{ms._describe()}{loss}'

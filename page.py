@@ -1,0 +1,124 @@
+"""A text as a page for a browser, one file, and as a snippet for a notebook. The page's own parts are in web/.
+
+What comes of the text is data: in the page it is JSON in which no character can end it, which a script puts in as text; a
+Content-Security-Policy lets that script run and no other, and nothing be fetched. Control characters stand there as signs.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from colours import AMOUNT, SIGNED, Scale, glyph, ink, name
+
+WEB = pathlib.Path(__file__).parent / 'web'
+MOSTBYTES = 100e6           # of a page: browsers bear some hundreds of megabytes, people less
+EACH = 60                   # bytes that a character takes besides its neurons', about
+
+
+class Group(NamedTuple):
+    """Values along a text that share a name and a colour map: a layer's neurons, say."""
+
+    name: str
+    scale: Scale            # SIGNED: -1 to 1, AMOUNT: 0 to 1
+    values: np.ndarray      # (units, T)
+
+
+def page(title, about, reading, groups=(), found=(), start=None):
+    """The page, a str: a title, lines about what it shows, an inside.Reading, whose surprise is shown where it has one, Groups, the
+    inside.Found to offer, and (layer, neuron) to begin with.
+
+    Values are stored in 255 steps. ValueError where the page would be too large.
+    """
+    text = reading.text
+    size = (EACH + sum(4 / 3 * len(group.values) for group in groups)) * len(text)
+    if size > MOSTBYTES:
+        raise ValueError(f'a page of these {len(text):,} characters would take about {size / 1e6:,.0f} MB: give at most '
+                         f'{int(MOSTBYTES / size * len(text)):,} of them')
+    chars = dict.fromkeys(text)
+    if reading.shares is not None:
+        chars.update(dict.fromkeys(reading.chars[i] for i in np.unique(reading.likeliest)))
+    where = {char: i for i, char in enumerate(chars)}
+    index = '<u2' if len(where) <= 1 << 16 else '<u4'
+    data = {'wide': index == '<u4', 'chars': [[glyph(char)[0], name(char)] for char in where], 'newline': where.get('\n', -1),
+            'text': _base64([where[char] for char in text], index), 'found': [[*each[:3], each.r] for each in found], 'start': start,
+            'groups': [{'name': group.name, 'units': len(group.values), 'signed': group.scale is SIGNED,
+                        'values': _base64(np.rint(group.values * 127), 'i1') if group.scale is SIGNED
+                        else _base64(np.rint(group.values * 255), 'u1')} for group in groups]}
+    if reading.shares is not None:
+        tochars = np.array([where.get(char, 0) for char in reading.chars])
+        data.update(shares=_base64(reading.shares, '<f4'), likeliest=_base64(tochars[reading.likeliest], index),
+                    chances=_base64(np.rint(reading.chances * 65535), '<u2'))
+    css = (WEB / 'page.css').read_text(encoding='utf-8') + _levels()
+    js = (WEB / 'page.js').read_text(encoding='utf-8')
+    parts = {'title': html.escape(title), 'about': '\n'.join(f'<p>{html.escape(_signs(line))}</p>' for line in about), 'css': css, 'js': js,
+             'csshash': _hash(css), 'jshash': _hash(js), 'data': _json(data)}
+    whole = (WEB / 'page.html').read_text(encoding='utf-8')
+    for part in ('csshash', 'jshash', 'title', 'css', 'about', 'js', 'data'):       # data last: nothing is looked for in it
+        whole = parts[part].join(whole.split('{' + part + '}'))
+    return whole
+
+
+def _json(data):
+    """JSON, ASCII, in which nothing can end a <script>: '<', '>' and '&' stand as numbers too."""
+    text = json.dumps(data, separators=(',', ':'))
+    return text.replace('<', r'\u003c').replace('>', r'\u003e').replace('&', r'\u0026')
+
+
+def _base64(values, dtype):
+    return base64.b64encode(np.ascontiguousarray(values).astype(dtype).tobytes()).decode()
+
+
+def _hash(text):
+    """As a Content-Security-Policy names an inline script or style."""
+    return f'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'
+
+
+def _levels():
+    """The rules of the levels' colours: classes a1 to a8, p1 to p9 and m1 to m9, for both themes."""
+    rules = []
+    for theme, isdark in ('', False), (':root[data-theme=dark] ', True):
+        for scale, prefix, sign in (AMOUNT, 'a', 1), (SIGNED, 'p', 1), (SIGNED, 'm', -1):
+            for level in range(1, scale.high + 1):
+                colour = scale.colour(sign * level, isdark)
+                rules.append(f'{theme}.{prefix}{level}, {theme}.line .{prefix}{level} {{ background: {_css(colour)}; '
+                             f'color: {_css(ink(colour))}; }}')
+    return '\n'.join(rules)
+
+
+def _css(colour):
+    return '#' + ''.join(f'{part:02x}' for part in colour)
+
+
+def _signs(line):
+    """A line about a text, with signs for what is no visible character."""
+    return ''.join(glyph(char)[0] for char in line)
+
+
+# ---- for a notebook
+
+def snippet(above, text, levels, scale, titles, below):
+    """HTML without scripts or styles of its own, which notebooks would drop: lines, the text in the levels' colours, a character's title
+    under the pointer, lines."""
+    parts = []
+    for char, level, title in zip(text, levels, titles):
+        colour = scale.colour(int(level), False)
+        style = f' style="background:{_css(colour)};color:{_css(ink(colour))}"' if level else ''
+        parts.append(f'<span title="{html.escape(_signs(title))}"{style}>{html.escape(glyph(char)[0])}</span>' + '\n' * (char == '\n'))
+    return (f'<div style="background:#fff;color:#1b1d22;padding:8px">{_lines(above)}<pre style="background:#fff;color:#1b1d22;white-space:'
+            f'pre-wrap;overflow-wrap:anywhere;line-height:1.5">{"".join(parts)}</pre>{_lines(below)}</div>')
+
+
+def table(heads, rows, below):
+    """HTML of a table, and lines below it."""
+    cells = ''.join('<tr>' + ''.join(f'<td>{html.escape(str(each))}</td>' for each in row) + '</tr>' for row in rows)
+    return (f'<table><thead><tr>{"".join(f"<th>{html.escape(head)}</th>" for head in heads)}</tr></thead><tbody>{cells}</tbody></table>'
+            f'{_lines(below)}')
+
+
+def _lines(lines):
+    return ''.join(f'<div style="white-space:pre-wrap">{html.escape(_signs(line))}</div>' for line in lines)
