@@ -4,6 +4,7 @@ something that a person can name. `look` shows them. Letters as in `ops`; T: the
 
 import os
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def read(ms, text, states=False):
 
 
 def _likeliest(logs):
-    """(indices, probabilities), (t, K) each, of the K largest of each row of logs (t, V), the first of equals first."""
+    """(indices, probabilities), (t, K) each, of the K largest of each row of logs (t, V), the largest first."""
     K = min(LIKELIEST, logs.shape[1])
     some = np.sort(np.argpartition(-logs, K - 1, axis=1)[:, :K], axis=1)
     order = np.argsort(-np.take_along_axis(logs, some, 1), axis=1, kind='stable')
@@ -152,9 +153,9 @@ def find(states, text):
     (properties.properties). For each property the 3 neurons with the highest |r| over the text's first half are chosen; r is then measured
     over the second half, which had no part in the choice. Against chance stands the same neuron with the property shifted along the second
     half in a circle, by every number of characters but those nearer to 0 than a tenth of it: shifted, the two have nothing to do with each
-    other, but each still varies as slowly as it does. A neuron is found if both r have the same sign and |r| is beyond all but a share
-    0.01 / n of those shifts' (n: the neurons tried, for all properties; Bonferroni), and so beyond all of them in a text of less than some
-    5,000 characters. Where a text repeats itself, shifts fit as well, and less is found.
+    other, but each still varies as slowly as it does. A neuron is found if both r have the same sign and |r| is beyond what chance reaches
+    in a share 0.01 / n of such shifts (n: the neurons tried, for all properties; Bonferroni): beyond all but so many of the shifts, and
+    beyond a normal distribution of their spread. Where a text repeats itself, shifts fit as well, and less is found.
     """
     L, H, T = states.shape
     half = T // 2
@@ -194,12 +195,16 @@ def _correlations(neurons, values):
 
 
 def _againstshifts(neuron, values, level):
-    """(r, chance): the correlation, and the least |r| of shifts that no more than a share `level` of them goes beyond.
+    """(r, chance): the correlation, and the |r| that chance stays below but for a share `level`, judged by the shifts.
 
-    All circular shifts at once, by Fourier transforms: T log T.
+    All circular shifts at once, by Fourier transforms: T log T. Those of slow signals are few that differ, and the largest of them is
+    passed too often: so chance is also no less than the normal distribution with their root mean square would have it, r transformed as
+    Fisher (1915) does.
     """
     T = len(values)
     r = np.fft.irfft(np.fft.rfft(_standard(neuron)) * np.conj(np.fft.rfft(_standard(values))), T) / T
     near = max(T // 10, 1)
     shifted = np.sort(np.abs(r[near:T - near + 1]))
-    return r[0], shifted[max(len(shifted) - 1 - int(level * len(shifted)), 0)]
+    spread = np.sqrt(np.mean(np.arctanh(np.minimum(shifted, 1 - 1e-9)) ** 2))
+    normal = np.tanh(NormalDist().inv_cdf(1 - level / 2) * spread)
+    return r[0], max(shifted[max(len(shifted) - 1 - int(level * len(shifted)), 0)], normal)

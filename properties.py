@@ -69,19 +69,23 @@ def _comments(text):
 def _marked(text):
     """(in quotes, in a comment, depth of brackets), (T,) float64 each."""
     quoted, comment, change = (np.zeros(len(text)) for _ in range(3))
-    kind, opened, at = _comments(text), [], 0
+    kind, at = _comments(text), 0
+    opened, counts = [], dict.fromkeys(OPENING, 0)
     paragraphs = [found.start() for found in re.finditer(r'\n(?=[ \t]*\n)', text)] + [len(text)]
     while found := _OF_INTEREST.search(text, at):
         i, char = found.start(), found[0]
         at, depth = i + 1, len(opened)
         if char in OPENING:
             opened.append(char)
+            counts[char] += 1
         elif char in CLOSING:
             pair = OPENING[CLOSING.index(char)]
-            if pair in opened:                      # what was left open within it is closed too
-                del opened[len(opened) - 1 - opened[::-1].index(pair):]
+            if counts[pair]:                        # what was left open within it is closed too
+                while (last := opened.pop()) != pair:
+                    counts[last] -= 1
+                counts[pair] -= 1
         elif char == '\n':
-            opened.clear()
+            opened, counts = [], dict.fromkeys(OPENING, 0)
         elif char in '#/':
             at = _commentend(text, i, kind)
             comment[i:at] = 1
