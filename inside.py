@@ -17,6 +17,7 @@ LIKELIEST = 5               # characters that are kept of what might have come
 SHUT, OPEN = 0.1, 0.9       # below and above these a gate counts as saturated
 BINS = 10                   # of the gates' histograms
 CANDIDATES = 3              # neurons that are tried for a property
+BLOCK = 32                  # neurons that are turned into float64 at a time
 RISK = 0.01                 # chance that among all tries anything that merely looks so is reported
 RARE = 10                   # characters, of either half of a text, at which a property must differ from its commonest value
 SHORTEST = 200              # characters that findneurons reads at least
@@ -191,7 +192,8 @@ def _standard(values):
 
 def _correlations(neurons, values):
     """Pearson's r, (n,), of each of neurons (n, T) with values (T,); 0 where one of them doesn't vary."""
-    return _standard(neurons) @ _standard(values) / len(values)
+    values = _standard(values) / len(values)
+    return np.concatenate([_standard(neurons[i:i + BLOCK]) @ values for i in range(0, len(neurons), BLOCK)])
 
 
 def _againstshifts(neuron, values, level):

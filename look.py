@@ -28,13 +28,13 @@ class Paged:
     """The base of what can be written as a page."""
 
     def html(self, path: str | os.PathLike):
-        """Write a page to look at in a browser, one file that needs no network:
-        .html or .htm, replacing what is there. A character's numbers
-        appear under the pointer, or as the arrow keys walk through the
-        text.
+        """Write a page to look at in a browser, one file that needs no
+        network: .html or .htm, replacing what is there. A character's
+        numbers appear under the pointer, or as the arrow keys walk
+        through the text.
 
-        Raises ValueError for another kind of name, and where the page would
-        be too large.
+        Raises ValueError for another kind of name, and where the page
+        would be too large.
         """
         path = pathlib.Path(checkpath('path', path))
         if path.suffix.lower() not in ('.html', '.htm'):
@@ -67,7 +67,8 @@ class Look(Paged):
 
     def _shown(self, start, stop):
         bits, encoding = colours.depth(), getattr(sys.stdout, 'encoding', None) or 'utf-8'
-        lines = self._above() + colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, colours.width(), bits, encoding)
+        lines = self._above()
+        lines += colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, colours.width(), bits, encoding)
         left = len(self.text) - stop
         if start == 0 and left > 0:
             lines.append(f"... and {left:,} characters more: .show() prints them all, .html('page.html') makes a page of them.")
@@ -84,8 +85,8 @@ class Look(Paged):
 
 class Surprise(Score, Look):
     """How surprising each character of a text was: .nats and .bits per
-    character, .shares, each character's, (len(text),) float64 nats, and what
-    was likelier there, .alternatives(i).
+    character, .shares, each character's, (len(text),) float64 nats, and
+    what was likelier there, .alternatives(i).
 
     Shown in colours, a shade for each bit, so that each shade is half as
     likely as the one before; below, the most surprising characters with
@@ -98,8 +99,8 @@ class Surprise(Score, Look):
         self.text, self._reading, self._about = reading.text, reading, about
 
     def alternatives(self, i: int):
-        """The likeliest characters in the place of character i, from 0: a list of
-        at most 5 of (character, probability)."""
+        """The likeliest characters in the place of character i, from 0: a
+        list of at most 5 of (character, probability)."""
         i, read = checkint('i', i, 0, len(self.text) - 1), self._reading
         return [(read.chars[at], float(chance)) for at, chance in zip(read.likeliest[i], read.chances[i])]
 
@@ -139,12 +140,13 @@ class Surprise(Score, Look):
 
 
 class Neurons(Look):
-    """The neurons along a text: .states (layer, neuron, character), float32
-    from -1 to 1, and one of them in colours: .layer, .neuron, .values
-    (len(text),), and .follows, the inside.Found of what it follows, or None.
+    """The neurons along a text: .states (layer, neuron, character),
+    float32 from -1 to 1, and one of them in colours: .layer, .neuron,
+    .values (len(text),), and .follows, the inside.Found of what it
+    follows, or None.
 
-    Blue: negative, orange: positive. .show(), .html(path): there any other
-    one can be chosen, and each character's surprise looked at.
+    Blue: negative, orange: positive. .show(), .html(path): there any
+    other one can be chosen, and each character's surprise looked at.
     """
 
     _scale = SIGNED
@@ -193,9 +195,10 @@ class Neurons(Look):
 
 
 class FoundNeurons(list, Paged):
-    """Neurons that follow something a person can name, strongest first: a list
-    of inside.Found (.property, .layer, .neuron, .r, .chosenby, .chance),
-    that the shell shows as a table.
+    """Neurons that follow something a person can name, strongest first: a
+    list of inside.Found (.property, .layer, .neuron, .r, .chosenby,
+    .chance), that the shell shows as a table. .html(path) writes the page
+    of Neurons.
 
     .nothing    what no neuron follows, better than by chance
     .leftout    what the text has too little of to tell
@@ -232,12 +235,13 @@ class FoundNeurons(list, Paged):
 
 class Gates(GateValues, Paged):
     """The gates along a text: .z and .r, update and reset gates, float32
-    (layer, unit, character) from 0 to 1, and how often they are saturated.
+    (layer, unit, character) from 0 to 1, and how often they are
+    saturated.
 
-    Shown as a table: shares of characters and units at which a gate is below
-    0.1 (shut) and above 0.9 (open), a histogram from 0 to 1, and how many
-    units are so at nine characters of ten. .saturated(), .histogram(), and
-    .html(path): each unit's gates along the text.
+    Shown as a table: shares of characters and units at which a gate is
+    below 0.1 (shut) and above 0.9 (open), a histogram from 0 to 1, and
+    how many units are so at nine characters of ten. .saturated(),
+    .histogram(), and .html(path): each unit's gates along the text.
     """
 
     def __init__(self, values, text, about):
@@ -275,8 +279,10 @@ class Gates(GateValues, Paged):
 
 
 def share(chance):
-    """A probability as '61 %', '0.3 %' or 'under 0.1 %'."""
-    return 'under 0.1 %' if chance < 0.001 else f'{100 * chance:.1f} %' if chance < 0.0095 else f'{100 * chance:.0f} %'
+    """A probability as '61 %', '0.3 %', 'under 0.1 %' or 'over 99.9 %'."""
+    if not 0.001 <= chance <= 0.999:
+        return 'under 0.1 %' if chance < 0.5 else 'over 99.9 %'
+    return f'{100 * chance:.{0 if 0.0095 <= chance <= 0.9905 else 1}f} %'
 
 
 def bars(tenths):

@@ -9,6 +9,7 @@ import hashlib
 import html
 import json
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -58,9 +59,7 @@ def page(title, about, reading, groups=(), found=(), start=None):
     parts = {'title': html.escape(title), 'about': '\n'.join(f'<p>{html.escape(_signs(line))}</p>' for line in about), 'css': css, 'js': js,
              'csshash': _hash(css), 'jshash': _hash(js), 'data': _json(data)}
     whole = (WEB / 'page.html').read_text(encoding='utf-8')
-    for part in ('csshash', 'jshash', 'title', 'css', 'about', 'js', 'data'):       # data last: nothing is looked for in it
-        whole = parts[part].join(whole.split('{' + part + '}'))
-    return whole
+    return re.sub(r'\{(\w+)\}', lambda found: parts[found[1]], whole)            # in one pass: nothing is looked for in what is put in
 
 
 def _json(data):

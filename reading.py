@@ -103,8 +103,8 @@ def firstchances(charset):
 
 
 def foretold(ms, codes, targets):
-    """Yields, a chunk of t characters of codes (T,) at a time, from a zero state: every layer's states behind them, a list of (t, 1, H); the
-    log-probabilities (t, V), float64, of what comes next; and -log-probabilities (t,) of what does come, targets (T,).
+    """Yields, a chunk of t characters of codes (T,) at a time, from a zero state: every layer's states behind them, a list of (t, 1, H);
+    the log-probabilities (t, V), float64, of what comes next; and -log-probabilities (t,) of what does come, targets (T,).
 
     codes, targets: integers; where targets is one shorter, nothing is known to come behind the last character. Of a long text a person is
     told how far it is.

@@ -8,11 +8,13 @@ import pytest
 import colours
 from colours import AMOUNT, SIGNED
 
-HOSTILE = ('<b>&amp;</script><!--\x1b[31m\x1b]0;title\x07\x9b31m\x90q\x9c\0\b\r\x7f\u202eabc\u202c\u2066x\u2069\u200f\u2028\u2029\u200d\ufeff\ufe0f'
+HOSTILE = ('<b>&amp;</script><!--\x1b[31m\x1b]0;title\x07\x9b31m\x90q\x9c\0\b\r\x7f\u202eabc\u202c\u2066x\u2069\u200f\u2028\u2029'
+           '\u200d\ufeff\ufe0f'
            '\ud800\udc00\udfff\U000e0041\U0010ffff\U0001f468\u200d\U0001f680e\u0301\u65e5\u672c\n\t{data}${x}')
 SGR = re.compile('\x1b\\[(?:[0-9]+(?:;[0-9]+)*)m')
 # What may make a terminal do something, or show other characters in other places.
-UNSAFE = re.compile('[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufe00-\ufe0f\ud800-\udfff\U000e0000-\U000e0fff]')
+UNSAFE = re.compile('[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufe00-\ufe0f\ud800-\udfff'
+                    '\U000e0000-\U000e0fff]')
 
 
 class Terminal(io.StringIO):
@@ -34,8 +36,9 @@ def terminal(monkeypatch):
 
 
 @pytest.mark.parametrize('bits, variables', [
-    (24, {'TERM': 'xterm-256color', 'COLORTERM': 'truecolor'}), (24, {'TERM': 'xterm', 'COLORTERM': '24bit'}), (24, {'TERM': 'xterm-direct'}),
-    (8, {'TERM': 'screen-256color'}), (8, {'TERM': 'xterm-256color', 'COLORTERM': 'yes'}), (0, {'TERM': 'xterm'}), (0, {'TERM': 'dumb'}), (0, {}),
+    (24, {'TERM': 'xterm-256color', 'COLORTERM': 'truecolor'}), (24, {'TERM': 'xterm', 'COLORTERM': '24bit'}),
+    (24, {'TERM': 'xterm-direct'}), (8, {'TERM': 'screen-256color'}), (8, {'TERM': 'xterm-256color', 'COLORTERM': 'yes'}),
+    (0, {'TERM': 'xterm'}), (0, {'TERM': 'dumb'}), (0, {}),
     (0, {'TERM': 'dumb', 'COLORTERM': 'truecolor'}), (0, {'TERM': 'xterm-256color', 'COLORTERM': 'truecolor', 'NO_COLOR': '1'}),
     (24, {'TERM': 'xterm', 'COLORTERM': 'truecolor', 'NO_COLOR': ''})])
 def test_colours_are_those_that_the_environment_says_and_none_elsewhere(terminal, bits, variables):
@@ -87,7 +90,8 @@ def test_above_and_below_zero_differ_for_who_sees_no_green(isdark):
         assert above[1] > above[2] and below[1] < below[2]
 
 
-@pytest.mark.parametrize('colour, index', [((0, 0, 0), 16), ((255, 255, 255), 231), ((255, 0, 0), 196), ((96, 134, 176), 67), ((9, 9, 9), 232)])
+@pytest.mark.parametrize('colour, index', [((0, 0, 0), 16), ((255, 255, 255), 231), ((255, 0, 0), 196), ((96, 134, 176), 67),
+                                           ((9, 9, 9), 232)])
 def test_of_256_colours_the_nearest_is_taken(colour, index):
     assert colours.of256(colour) == index
 

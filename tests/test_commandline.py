@@ -68,17 +68,21 @@ def ran(monkeypatch, capsys):
 def offered():
     """(command, option, annotation, default) of everything that the library takes."""
     sources = {'train': [ModelState.initfromsrcfile, ModelState.trainmodel, ModelState.restore],
-               'sample': [ModelState.sample, ModelState.restore], 'score': [ModelState.restore]}
+               'sample': [ModelState.sample, ModelState.restore], 'score': [ModelState.restore], 'surprise': [ModelState.restore],
+               'neurons': [ModelState.neurons, ModelState.restore]}
     for command, functions in sources.items():
         for function in functions:
             for name, parameter in inspect.signature(function).parameters.items():
                 ishyper = command == 'train' and name == 'precision'        # of training, not of restore's generation
-                if name not in ('self', 'srcfile', 'workdir', 'hyper', 'state', 'verbose') and not ishyper:
+                if name not in ('self', 'srcfile', 'workdir', 'text', 'hyper', 'state', 'verbose') and not ishyper:
                     option = 'checkpoint' if function is ModelState.restore and name == 'name' else name
                     yield pytest.param(command, option, parameter.annotation, parameter.default, id=f'{command}-{function.__name__}-{name}')
     for field in dataclasses.fields(HyperParams):
         yield pytest.param('train', field.name, field.type, field.default, id=f'train-hyper-{field.name}')
-    yield pytest.param('score', 'encoding', str | None, None, id='score-encoding')
+    for command in ('score', 'surprise', 'neurons'):
+        yield pytest.param(command, 'encoding', str | None, None, id=f'{command}-encoding')
+    for command in ('surprise', 'neurons'):
+        yield pytest.param(command, 'html', str | None, None, id=f'{command}-html')
 
 
 @pytest.mark.anyengine(False)
@@ -277,6 +281,25 @@ def test_score_is_one_line_for_a_file_or_standard_input_read_as_a_training_text_
     assert out.endswith(' over 31 characters\n') and '1 undecodable place in the text' in err
     code, out, err = ran('score', path / 'work', path / 'binary')
     assert (code, out) == (1, '') and 'is a binary file' in err
+
+
+def test_surprise_and_neurons_show_what_the_library_does_or_write_its_page(book, ran, monkeypatch, tmp_path):
+    path, words, ms = book[0], 'some words\nof no\ngreat meaning', ModelState.load(book[0] / 'work')
+    monkeypatch.setenv('COLUMNS', '40')
+    (path / 'part.txt').write_text(words)
+    code, out, err = done('surprise', path / 'work', '-', given=words.encode())
+    assert (code, out) == (0, repr(ms.surprise(words)) + '\n') and '\x1b' not in out
+    assert ran('surprise', path / 'work', path / 'part.txt', '-q') == (0, out, '')
+    assert ran('neurons', path / 'work', path / 'part.txt', '--layer', '1', '--neuron', '3', '-q') == (
+        0, repr(ms.neurons(words, 1, 3)) + '\n', '')
+    code, out, err = ran('neurons', path / 'work', path / 'part.txt', '--neuron', '3', '--html', tmp_path / 'page.html')
+    assert (code, out) == (0, '') and f"Wrote '{tmp_path / 'page.html'}'" in err
+    ms.neurons(words, neuron=3).html(tmp_path / 'same.html')
+    assert (tmp_path / 'page.html').read_bytes() == (tmp_path / 'same.html').read_bytes()
+    for options, sentence in ((['--html', tmp_path / 'page.txt'], 'path takes a name that ends in .html'),
+                              (['--layer', '2'], 'layer must be from 0 to 1, got 2')):
+        code, out, err = ran('neurons', path / 'work', path / 'part.txt', '-q', *options)
+        assert (code, out, err.count('\n')) == (1, '', 1) and sentence in err
 
 
 def test_a_closed_standard_input_is_one_sentence(book, ran, monkeypatch):

@@ -150,7 +150,8 @@ def test_a_planted_neuron_is_found_and_named():
 
 def test_chance_is_what_shifting_by_every_number_of_characters_gives():
     rng = np.random.RandomState(0)
-    for T, level, deviations in ((40, 0.2, 1.2815515655446), (41, 0.0455002638964, 2), (400, 0.0000633424836, 4), (400, 0.3173105078629, 1)):
+    # The last: so many standard deviations away that a normal number is beyond them, on either side, in a share `level`.
+    for T, level, deviations in ((40, 0.2, 1.2815515655446), (41, 0.0455002638964, 2), (400, 0.0000633424836, 4), (400, 0.3173105, 1)):
         neuron, values = rng.uniform(-1, 1, T), rng.randint(0, 2, T).astype(float)
         near = T // 10
         shifted = sorted(abs(np.corrcoef(neuron, np.roll(values, k))[0, 1]) for k in range(near, T - near + 1))

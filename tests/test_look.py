@@ -28,11 +28,11 @@ inbrowser = pytest.mark.skipif(BROWSER is None, reason='no Chromium here (on Deb
 
 @pytest.fixture(scope='module')
 def ms(tmp_path_factory):
-    """2 x 6 units that learnt the hostile text and some Python. Layer 0's neuron 4 is planted: 0.96 behind an upper-case letter, -0.96 else."""
+    """2 x 6 units of the hostile text and some Python. Layer 0's neuron 4 is planted: 0.96 behind an upper-case letter, -0.96 elsewhere."""
     directory = tmp_path_factory.mktemp('model')
     (directory / 'text').write_text((LINES + HOSTILE.replace('\0', '')).encode('utf-8', 'ignore').decode() * 2)
-    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', seq_len=10, layers=2, state_size=6, seed=3, init_checkpoint=False,
-                                    verbose=False)
+    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', seq_len=10, layers=2, state_size=6, seed=3,
+                                    init_checkpoint=False, verbose=False)
     params, rng = ms.model.get_params(), np.random.RandomState(1)
     params = {name: rng.uniform(-0.9, 0.9, value.shape) for name, value in params.items()}
     params['E'][:, 0], params['a'][0] = [9 if char.isupper() else -9 for char in ms.charset.chars], 0
@@ -72,7 +72,8 @@ def test_surprise_shows_the_score_the_text_its_bits_and_what_was_likelier(ms, on
                for line in lines)
     on(COLORTERM='truecolor')
     colour = AMOUNT.colour(min(bits[0], 8))
-    assert f'48;2;{colour[0]};{colour[1]};{colour[2]};' in repr(seen).split('\n')[1] and SGR.sub('', repr(seen)).split('\n')[:2] == lines[:2]
+    assert f'48;2;{colour[0]};{colour[1]};{colour[2]};' in repr(seen).split('\n')[1]
+    assert SGR.sub('', repr(seen)).split('\n')[:2] == lines[:2]
 
 
 def test_alternatives_are_the_likeliest_and_their_probabilities(ms):
@@ -181,7 +182,8 @@ def test_a_notebook_gets_html_in_which_the_text_is_text(ms):
     (('', None, None), ValueError, 'text is empty'), ((None, None, None), TypeError, 'text takes a str, got None'),
     ((b'abc', None, None), TypeError, "text takes a str, got b'abc'"), (('abc', 2, None), ValueError, 'layer must be from 0 to 1, got 2'),
     (('abc', -1, None), ValueError, 'layer must be from 0 to 1, got -1'), (('abc', 0, 6), ValueError, 'neuron must be from 0 to 5, got 6'),
-    (('abc', '0', 1), TypeError, "layer takes a whole number, got '0'"), (('abc', None, 1.5), TypeError, 'neuron takes a whole number, got 1.5')])
+    (('abc', '0', 1), TypeError, "layer takes a whole number, got '0'"),
+    (('abc', None, 1.5), TypeError, 'neuron takes a whole number, got 1.5')])
 def test_bad_input_is_refused_in_one_sentence_before_anything_is_read(ms, monkeypatch, arguments, error, said):
     def noreading(*args):
         raise AssertionError('read')
@@ -200,7 +202,8 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_read(ms, monkey
 def test_a_page_goes_to_an_html_file_whole_or_not_at_all(ms, tmp_path, monkeypatch, capsys):
     seen, path = ms.surprise('def F1'), tmp_path / 'a page.html'
     for bad, error, said in ((tmp_path / 'a.txt', ValueError, 'path takes a name that ends in .html'), (3, TypeError, 'path takes a path'),
-                             (tmp_path / 'no' / 'a.html', FileNotFoundError, 'there is no directory'), ('', ValueError, 'path takes a path')):
+                             (tmp_path / 'no' / 'a.html', FileNotFoundError, 'there is no directory'),
+                             ('', ValueError, 'path takes a path')):
         with pytest.raises(error, match=said):
             seen.html(bad)
     (tmp_path / 'd.html').mkdir()
@@ -245,7 +248,8 @@ def opened(path, anchor='', extra=''):
         path = path.with_name('with extra.html')
         path.write_text(whole, encoding='utf-8')
     done = subprocess.run([BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
-                           f'--user-data-dir={path.parent / "profile"}', '--virtual-time-budget=4000', '--dump-dom', path.as_uri() + anchor],
+                           f'--user-data-dir={path.parent / "profile"}', '--virtual-time-budget=4000', '--dump-dom',
+                           path.as_uri() + anchor],
                           capture_output=True, timeout=60)
     return done.stdout.decode()
 
@@ -288,7 +292,8 @@ def test_keys_buttons_and_choices_work_in_a_browser(ms, tmp_path):
     seen = ms.neurons(text)
     seen.html(path)
     document = opened(path, '#layer=1&neuron=2&theme=light', '''
-        const main = byid('text'), press = key => main.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
+        const main = byid('text');
+        const press = key => main.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
         const told = () => document.querySelector('footer').innerText.split('\\n')[0] + '|' + byid('view').value + '|' + byid('unit').value;
         const log = [];
         main.dispatchEvent(new FocusEvent('focus')); log.push(told());

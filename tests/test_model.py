@@ -22,6 +22,7 @@ from dataset import HeldOut
 from generate import Stream, TextState
 from history import Table
 from info import Info
+from look import FoundNeurons, Gates, Neurons, Surprise
 from plot import plot
 from reading import Score
 from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
@@ -65,7 +66,7 @@ def test_signatures_are_those_of_the_contract():
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
                                                'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None,
-                                               'threads': None, 'verbose': True}
+                                               'watch': None, 'threads': None, 'verbose': True}
     for writer in (generatestring, ModelState.sample, ModelState.stream):
         assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
                                     'until': None, 'n': None, 'state': None}
@@ -73,7 +74,7 @@ def test_signatures_are_those_of_the_contract():
 
 def helped():
     """(name, object) of what help() shows of the public names, of the classes that their methods give, and of our own exceptions."""
-    given = [Checkpoint, Checkpoints, HeldOut, Info, Score, Stream, Table, TextState, plot]
+    given = [Checkpoint, Checkpoints, FoundNeurons, Gates, HeldOut, Info, Neurons, Score, Stream, Surprise, Table, TextState, plot]
     own = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, RNGRUError)]
     for each in [*(getattr(rn_rnn_char, name) for name in rn_rnn_char.__all__), *given, *own]:
         yield each.__name__, each
@@ -467,7 +468,7 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
             ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError),
             ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
-            ({'resume': 1}, TypeError),
+            ({'resume': 1}, TypeError), ({'watch': 5}, TypeError),
             # Above 2^63 - 1, which no checkpoint of the run could be read with again.
             ({'num_rounds': 10 ** 20}, ValueError), ({'train_len': 10 ** 20}, ValueError), ({'valid_len': 10 ** 20}, ValueError),
             ({'patience': 10 ** 20}, ValueError)]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,53 @@ def test_printing_and_sampling_change_no_training(make):
     busy.sample(20), busy.trackneurons('abc'), busy.sample(5, seed=9)
     busy.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=2)
     assert_same(quiet, busy)
+
+
+def test_a_watched_texts_surprise_is_told_before_training_and_behind_each_round(make, capsys, monkeypatch):
+    ms, text, seen = make(), 'some words of no great meaning\n12: some \x1b[31mwords', []
+    add = train.Saver.write
+
+    def write(self, *args, **facts):
+        seen.append(ms.score(text))
+        return add(self, *args, **facts)
+    with pytest.warns(UserWarning):
+        seen.append(ms.score(text))
+        monkeypatch.setattr(train.Saver, 'write', write)
+        monkeypatch.setattr(report, 'verbose', True)
+        monkeypatch.setattr(report, 'warn', lambda sentence: warnings.warn(sentence))
+        ms.trainmodel(num_rounds=3, train_len=8, batchsize=8, valid_len=1, print_every=0, watch=text)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('Watched')]
+    assert len(lines) == len(seen) == 4
+    for i, (line, score) in enumerate(zip(lines, seen)):
+        shares, at, words = score.shares, 0, {}
+        for word in re.split(r'(\s)', text):                        # single blanks
+            words[at], at = (sum(shares[at:at + len(word)]), word), at + len(word)
+        nats, word = max(each for each in words.values() if each[1].strip())
+        change = '' if not i else f', {abs(score.nats - seen[i - 1].nats):.4f} {"less" if score.nats < seen[i - 1].nats else "more"}'
+        assert line == f'Watched text: {score!r}{change}; most surprising {word!r}, {nats:.2f} nats'
+    assert '\x1b' not in ''.join(lines) and 'less' in lines[1]
+
+
+def test_watching_changes_no_training_and_is_refused_what_is_no_text(make, capsys, monkeypatch):
+    alone, watched, resumed = make('alone'), make('watched'), make('resumed')
+    alone.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=3)
+    watched.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=3, watch='some words')
+    assert capsys.readouterr().out == ''
+    monkeypatch.setattr(report, 'verbose', True)
+    between(resumed, {6: lambda: os.kill(os.getpid(), signal.SIGINT)})
+    resumed.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=3, watch='some words')
+    capsys.readouterr()
+    resumed = ModelState.load(resumed.workdir.path)
+    resumed.trainmodel(resume=True, print_every=3, watch=' ')          # a text without words
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('Watched')]
+    assert len(lines) == 2 and all(re.fullmatch(r'Watched text: \d\.\d+ nats/char \(\d\.\d+ bits\) over 1 character(, 0\.0+ less)?', line)
+                                   for line in lines)
+    resumed.trainmodel(train_len=1, batchsize=8, valid_len=1, print_every=0)
+    assert 'Watched' not in capsys.readouterr().out
+    assert_same(alone, watched)
+    for text, error in (('', ValueError), (3, TypeError), (b'a', TypeError)):
+        with pytest.raises(error, match='watch'):
+            alone.trainmodel(train_len=1, watch=text)
 
 
 def test_a_network_that_has_diverged_is_not_saved_over_a_good_one(make):

@@ -120,7 +120,8 @@ function details() {
     put(box, 'p', `${g.name}${g.units > 1 ? (g.signed ? ', neuron ' : ', unit ') + unit : ''}: ${value(at).toFixed(2)}`);
   }
   if (!shares) return;
-  put(box, 'p', `surprise ${shares[at].toFixed(2)} nats, ${(shares[at] / Math.LN2).toFixed(2)} bits: it was given ${percent(Math.exp(-shares[at]))}`);
+  const nats = shares[at];
+  put(box, 'p', `surprise ${nats.toFixed(2)} nats, ${(nats / Math.LN2).toFixed(2)} bits: it was given ${percent(Math.exp(-nats))}`);
   const list = put(box, 'div', undefined, 'likely');
   for (let k = 0; k < K; k++) {
     const p = chances[at * K + k] / 65535;
