@@ -53,7 +53,7 @@ class Paged:
 class Look(Paged):
     """The base of what shows a text in colours, with a few lines above and below it."""
 
-    _scale = AMOUNT
+    _scale, _inhtml = AMOUNT, 'Each shade is a bit of surprise, half as likely as the one before, up to 8 bits.'
 
     def show(self, start: int = 0, stop: int | None = None):
         """Print the text in colours, or its part from character `start` to
@@ -80,7 +80,7 @@ class Look(Paged):
         text = self.text[:SHOWN]
         more = len(self.text) - len(text)
         return page.snippet([*self._above(), *([f'The first {SHOWN:,} characters of {len(self.text):,}:'] if more else [])], text,
-                            self._levels()[:SHOWN], self._scale, self._titles(SHOWN), self._below('utf-8'))
+                            self._levels()[:SHOWN], self._scale, self._titles(SHOWN), [self._inhtml, *self._below('utf-8')])
 
 
 class Surprise(Score, Look):
@@ -149,7 +149,7 @@ class Neurons(Look):
     other one can be chosen, and each character's surprise looked at.
     """
 
-    _scale = SIGNED
+    _scale, _inhtml = SIGNED, 'Blue: down to -1, orange: up to 1.'
 
     def __init__(self, reading, about, layer=None, neuron=None):
         """For ModelState.neurons(), which see."""

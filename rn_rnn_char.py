@@ -32,6 +32,7 @@ if __name__ == '__main__':
               "        an old one    ms = ModelState.load('workingdir')\n"
               '        train         ms.trainmodel(valid_len=50, print_every=100)\n'
               '        write         generatestring(ms, 500)\n'
+              '        look inside   ms.surprise(text), ms.findneurons(text), ms.gates(text)\n'
               '        the manual    help(ModelState), help(HyperParams), help(generatestring)')
     else:
         print('RN-GRU works in the interactive shell: python3 -i rn_rnn_char.py\n'
