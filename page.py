@@ -17,7 +17,8 @@ import numpy as np
 from colours import AMOUNT, SIGNED, Scale, glyph, ink, name
 
 WEB = pathlib.Path(__file__).parent / 'web'
-MOSTBYTES = 100e6           # of a page: browsers bear some hundreds of megabytes, people less
+MOSTBYTES = 100e6           # of a page: browsers bear some hundreds of megabytes, people less,
+MOSTCHARS = 500_000         # and so many characters, each an element of its own, in some seconds
 EACH = 60                   # bytes that a character takes besides its neurons', about
 
 
@@ -37,9 +38,10 @@ def page(title, about, reading, groups=(), found=(), start=None):
     """
     text = reading.text
     size = (EACH + sum(4 / 3 * len(group.values) for group in groups)) * len(text)
-    if size > MOSTBYTES:
-        raise ValueError(f'a page of these {len(text):,} characters would take about {size / 1e6:,.0f} MB: give at most '
-                         f'{int(MOSTBYTES / size * len(text)):,} of them')
+    if size > MOSTBYTES or len(text) > MOSTCHARS:
+        most = min(int(MOSTBYTES / size * len(text)), MOSTCHARS)
+        raise ValueError(f'a page of these {len(text):,} characters, about {size / 1e6:,.0f} MB, is too large for browsers: give at most '
+                         f'{most:,} of them')
     chars = dict.fromkeys(text)
     if reading.shares is not None:
         chars.update(dict.fromkeys(reading.chars[i] for i in np.unique(reading.likeliest)))

@@ -214,7 +214,11 @@ def test_a_page_goes_to_an_html_file_whole_or_not_at_all(ms, tmp_path, monkeypat
     assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe.html').st_mode)
     path.write_text('before')
     monkeypatch.setattr(page, 'MOSTBYTES', 300)
-    with pytest.raises(ValueError, match='a page of these 6 characters would take about 0 MB: give at most 5 of them'):
+    with pytest.raises(ValueError, match='a page of these 6 characters, about 0 MB, is too large for browsers: give at most 5 of them'):
+        seen.html(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(page, 'MOSTCHARS', 4)
+    with pytest.raises(ValueError, match='give at most 4 of them'):
         seen.html(path)
     monkeypatch.undo()
     monkeypatch.setattr('storage.os.fsync', lambda handle: (_ for _ in ()).throw(OSError(28, 'No space left on device')))

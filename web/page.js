@@ -165,7 +165,8 @@ byid('text').addEventListener('keydown', event => {
   const line = at < 0 ? 0 : lineof(at), column = at - starts[line];
   const end = l => (l + 1 < starts.length ? starts[l + 1] : T) - 1;
   const moves = {
-    ArrowLeft: () => go(at - 1, true), ArrowRight: () => go(at + 1, true), Home: () => go(starts[line], true), End: () => go(end(line), true),
+    ArrowLeft: () => go(at - 1, true), ArrowRight: () => go(at + 1, true),
+    Home: () => go(starts[line], true), End: () => go(end(line), true),
     ArrowUp: () => line && go(Math.min(starts[line - 1] + column, end(line - 1)), true),
     ArrowDown: () => line + 1 < starts.length && go(Math.min(starts[line + 1] + column, end(line + 1)), true),
     ',': () => group >= 0 && choose(group, unit - 1), '.': () => group >= 0 && choose(group, unit + 1),
