@@ -206,9 +206,7 @@ def _row(row, scale, bits, dark):
     return [''.join(parts)]
 
 
-def legend(scale, labels, bits, encoding='utf-8'):
-    """One line: a dict of level -> label, each in its colour or with its mark."""
+def legend(scale, labels, bits):
+    """One line of a dict of level -> label, each label in its level's colour, of so many bits, 8 or 24."""
     dark = isdark()
-    if bits:
-        return ''.join(paint(f' {label} ', scale.colour(level, dark), bits) if level else f' {label} ' for level, label in labels.items())
-    return encodable('  '.join(f'{scale.marks[level]}: {label}' for level, label in labels.items() if level), encoding)
+    return ''.join(paint(f' {label} ', scale.colour(level, dark), bits) if level else f' {label} ' for level, label in labels.items())

@@ -72,7 +72,7 @@ class Look(Paged):
         left = len(self.text) - stop
         if start == 0 and left > 0:
             lines.append(f"... and {left:,} characters more: .show() prints them all, .html('page.html') makes a page of them.")
-        lines += [self._key(bits, encoding), *self._below(encoding)]
+        lines += [self._key(bits), *self._below(encoding)]
         return colours.encodable('\n'.join(lines), encoding)
 
     def _repr_html_(self):
@@ -112,11 +112,11 @@ class Surprise(Score, Look):
     def _above(self):
         return [Score.__repr__(self)]
 
-    def _key(self, bits, encoding):
+    def _key(self, bits):
         labels = {0: 'under 1', **{level: str(level) for level in range(1, 8)}, 8: '8 and more'}
         if not bits:
             return 'The digit under a character: its surprise in whole bits, 8 for all above; none: under 1.'
-        return 'Surprise in bits, each shade half as likely: ' + colours.legend(AMOUNT, labels, bits, encoding)
+        return 'Surprise in bits, each shade half as likely: ' + colours.legend(AMOUNT, labels, bits)
 
     def _below(self, encoding):
         worst = [i for i in np.argsort(-self.shares, kind='stable')[:LISTED] if self.shares[i] >= np.log(2)]
@@ -177,11 +177,11 @@ class Neurons(Look):
         follows = f'; it follows {self.follows.property!r}, r = {self.follows.r:.2f}' if self.follows else ''
         return [f'Layer {self.layer}, neuron {self.neuron}: from {self.values.min():.2f} to {self.values.max():.2f}{follows}.']
 
-    def _key(self, bits, encoding):
+    def _key(self, bits):
         if not bits:
-            return ('The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; none: nearly zero.')
+            return 'The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; none: nearly zero.'
         labels = {-9: '-1', -7: '', -4: '-0.5', -2: '', 0: '0', 2: '', 4: '0.5', 7: '', 9: '1'}
-        return 'The neuron: ' + colours.legend(SIGNED, labels, bits, encoding)
+        return 'The neuron: ' + colours.legend(SIGNED, labels, bits)
 
     def _below(self, encoding):
         return []
