@@ -1,34 +1,26 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
-import inspect
 import os
-import secrets
 from functools import cached_property
 
 import history
 import info
 import look
 import native
+import opening
 import reading
 import report
 import saving
-import startfrom
 import train
-from checkpoint import WorkDir
-from dataset import CharSet, DataSet
-from encode import checksource, encodefile
-from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, checkreal, checktext, short
+from dataset import DataSet
+from errors import checkbool, checkint, checkreal, checktext, short
 from generate import Stream
-from hyperparams import FORGOOD, HyperParams, checkchoice, checkgiven, checknames, nearest
+from hyperparams import FORGOOD, HyperParams, checkchoice
 from layers import MODELTYPES
 from lock import trainlock
+from opening import DATAFILE, DEFAULTTYPE
 from rounding import PRECISIONS
-from run import MOST, requested, resumed
-from storage import filechecksum, loadfacts, savefacts
-
-DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
-UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
-_MODELTYPE = type('Default', (str,), {})('GRUEncode')       # a default that can be told from the same name given
+from run import requested, resumed
 
 
 class ModelState:
@@ -83,7 +75,7 @@ class ModelState:
         self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod
-    def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = _MODELTYPE, *, seq_len: int = 100,
+    def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = DEFAULTTYPE, *, seq_len: int = 100,
                         init_checkpoint: bool = True, encoding: str | None = None, seed: int | None = None,
                         start_from: str | os.PathLike | None = None, verbose: bool = True, **hyper):
         """A new model for the text in `srcfile`, kept in the directory
@@ -125,54 +117,7 @@ class ModelState:
         file, a directory that is taken, a wrong name or value) is refused in
         one sentence, and the disk is left as it was.
         """
-        if not isinstance(modeltype, str) or modeltype not in MODELTYPES:
-            raise ValueError(f'no model type is called {short(modeltype)}{nearest(modeltype, MODELTYPES) or ":"} '
-                             f'There are {" and ".join(MODELTYPES)}')
-        srcfile, asked, modeltype = checkpath('srcfile', srcfile), modeltype is not _MODELTYPE, str(modeltype)
-        directory = WorkDir(checkpath('workdir', workdir))
-        init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
-        checknames(hyper, inspect.signature(cls.initfromsrcfile).parameters)
-        given, hyper = hyper, HyperParams(**hyper)
-        seq_len = checkint('seq_len', seq_len, 1, MOST)
-        if start_from is None:
-            checkgiven(given)
-        seed = secrets.randbits(48) if seed is None else checkint('seed', seed, 0, MOST)
-        checksource(srcfile, encoding)
-        if start_from is not None:
-            if not init_checkpoint:
-                raise ValueError('init_checkpoint=False would lose the parameters that start_from gives: leave one of the two out')
-            with report.quiet(not verbose):
-                start_from = startfrom.opened(ModelState, start_from, directory)
-            checkgiven({'optimizer': start_from.hyper.optimizer, **given})
-            modeltype, hyper = startfrom.settings(start_from, modeltype if asked else start_from.modeltype, given)
-        MODELTYPES[modeltype].checkmemory(1, hyper.layers, hyper.state_size, 1, seq_len)
-        with report.quiet(not verbose), directory.create(DATAFILE):
-            report.say(f'Reading {srcfile} ...')
-            charset, data, numundecodable = encodefile(srcfile, directory.path / DATAFILE, seq_len, encoding,
-                                                       start_from.charset.chars if start_from else '')
-            if numundecodable:
-                report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in {srcfile}, read as U+FFFD: another '
-                           'encoding= may suit it better.')
-            ms = cls(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE),
-                     startfrom.origin(start_from) if start_from else '')
-            ms._parts = data.split(hyper.valid_frac)
-            data = ms.data
-            ms.model = ms._newmodel()
-            savefacts(directory.path / f'{modeltype}-{hyper.layers}x{hyper.state_size}-state.p', {
-                'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': ms.numchars,
-                'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum, 'startedfrom': ms.startedfrom})
-            report.say(f'{ms._describe()}.')
-            if start_from:
-                startfrom.takeover(ms, start_from)
-            if init_checkpoint:
-                what = 'starting' if start_from else 'untrained'
-                report.say(f'Measuring the {what} loss ...')
-                rows = min(UNTRAINED_ROWS, data.numseqs)
-                steps = min(UNTRAINED_STEPS, data.batchepoch(rows))
-                loss = ms.model.untrainedloss(data.batch(p, rows) for p in range(steps))
-                checkpoint = saving.write(ms, loss, 'untrained')
-                report.say(f'{what.capitalize()} loss {train.lossline(loss)}. Checkpoint {checkpoint.name}')
-        return ms
+        return opening.new(cls, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, seed, start_from, verbose, hyper)
 
     @classmethod
     def load(cls, workdir):
@@ -183,26 +128,7 @@ class ModelState:
         Raises FileNotFoundError where there is no such directory,
         WorkDirError where it holds no model or a damaged one.
         """
-        directory = WorkDir(checkpath('workdir', workdir))
-        statefile = directory.statefile()
-        facts = loadfacts(statefile)
-        try:
-            if facts['modeltype'] not in MODELTYPES:
-                raise ValueError(f'unknown model type {facts["modeltype"]!r}')
-            ms = cls(directory, facts['modeltype'], HyperParams(**facts['hyper']), CharSet.fromfacts(facts['charset']),
-                     checkint('numchars', facts['numchars'], 1, MOST),
-                     checkint('seq_len', facts['seq_len'], 1, MOST), checkint('seed', facts['seed'], 0, MOST),
-                     str(facts['textchecksum']), str(facts.get('startedfrom', '')))      # the first ones had none
-        except (KeyError, TypeError, ValueError) as error:
-            raise WorkDirError(f'{statefile} is damaged ({error}): copy it back from a backup, or start anew '
-                               'in another directory') from error
-        for checkpoint in reversed(ms.checkpoints()):
-            try:
-                ms.hyper, ms.checkpoint = saving.training(ms, checkpoint)[0], checkpoint
-                break
-            except CheckpointError as error:
-                report.warn(str(error))
-        return ms
+        return opening.load(cls, workdir)
 
     def __repr__(self):
         at = f'checkpoint {self.checkpoint.name}' if self.checkpoint else 'no checkpoint yet'

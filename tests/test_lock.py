@@ -168,9 +168,9 @@ def test_what_a_killed_making_of_a_model_left_is_made_anew(tmp_path):
     program = f'''
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import model
+import opening
 from rn_rnn_char import ModelState
-model.savefacts = lambda *args: os.kill(os.getpid(), 9)
+opening.savefacts = lambda *args: os.kill(os.getpid(), 9)
 ModelState.initfromsrcfile({str(tmp_path / 'text.txt')!r}, {str(tmp_path / 'work')!r}, seq_len=10, state_size=8)
 '''
     subprocess.run([sys.executable, '-c', program], cwd=ROOT)

@@ -14,6 +14,7 @@ import pytest
 import engine
 import errors
 import model
+import opening
 import report
 import rn_rnn_char
 import saving
@@ -437,7 +438,7 @@ def test_failing_in_mid_init_leaves_the_disk(srcfile, monkeypatch):
     before = tree(srcfile.parent)
     for name in ('savefacts', 'encodefile'):
         with monkeypatch.context() as patch:
-            patch.setattr(model, name, full)
+            patch.setattr(opening, name, full)
             with pytest.raises(OSError):
                 make(srcfile)
         assert tree(srcfile.parent) == before
@@ -542,7 +543,7 @@ def test_hyper_refuses_wrong_names_and_values_when_assigned(srcfile):
 @pytest.mark.parametrize('facts', [{}, {'modeltype': 'LSTM'}, {'modeltype': 'GRUEncode', 'hyper': {'layers': 'x'}}, {'modeltype': 3}])
 def test_a_damaged_state_file_is_refused_in_one_sentence(srcfile, facts):
     ms = make(srcfile, init_checkpoint=False)
-    model.savefacts(ms.workdir.statefile(), facts)
+    opening.savefacts(ms.workdir.statefile(), facts)
     with pytest.raises(RNGRUError, match='state.p'):
         ModelState.load(srcfile.parent / 'work')
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import engine
-import model
+import opening
 import report
 from conftest import naive_logits
 from rn_rnn_char import HyperParams, ModelState, RNGRUError
@@ -318,7 +318,7 @@ def test_failing_in_mid_start_leaves_the_disk(encode, tmp_path, monkeypatch):
 
     def interrupt(*args):
         raise KeyboardInterrupt
-    for where, name in ((model, 'encodefile'), (model, 'savefacts'), (model.startfrom, 'takeover'), (model.saving, 'write')):
+    for where, name in ((opening, 'encodefile'), (opening, 'savefacts'), (opening.startfrom, 'takeover'), (opening.saving, 'write')):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
