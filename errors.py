@@ -79,6 +79,13 @@ def checkpath(name, value):
     return os.path.expanduser(path)
 
 
+def checkmemory(what, needed, advice):
+    """MemoryError, in one sentence with the advice, where `what` takes more bytes than this machine has."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > memory:
+        raise MemoryError(f'{what} takes about {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: {advice}')
+
+
 def short(value):
     """`repr(value)`, however long, in one line of at most 80 characters."""
     try:

@@ -2,7 +2,6 @@
 something that a person can name. `look` shows them. Letters as in `ops`; T: the text's characters.
 """
 
-import os
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
@@ -10,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 import reading
-from errors import checktext
+import report
+from errors import checkmemory, checktext
 from properties import properties
 
 LIKELIEST = 5               # characters that are kept of what might have come
@@ -75,12 +75,9 @@ def _likeliest(logs):
 
 
 def _checkmemory(model, text, arrays):
-    """MemoryError for a text whose states, so many arrays of them, this machine can't hold."""
-    needed = 4 * arrays * model.layers * model.state_size * len(text)
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    if needed > memory / 2:
-        raise MemoryError(f'what {model.layers} x {model.state_size} units do along {len(text):,} characters takes about '
-                          f'{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: give a part of the text')
+    """MemoryError for a text along which so many float32 arrays of states, and what is made of them, are beyond this machine."""
+    L, H = model.layers, model.state_size
+    checkmemory(f'what {L} x {H} units do along {len(text):,} characters', 2 * 4 * arrays * L * H * len(text), 'give a part of the text')
 
 
 # ---- gates
@@ -115,6 +112,8 @@ def gatevalues(ms, text):
     text, model = checktext('text', text), ms.model
     _checkmemory(model, text, 2)
     reading.warnofunknown(ms.charset, text, 'the text')
+    if len(text) > reading.SHOWN:
+        report.say(f'Reading {len(text):,} characters ...')
     L, H, done = model.layers, model.state_size, 0
     values = np.empty((2, L, H, len(text)), np.float32)
     x = ms.charset.encode(text)[:, None]
@@ -164,8 +163,9 @@ def find(states, text):
     named = {name: values for name, values in every.items() if _varies(values[:half]) and _varies(values[half:])}
     leftout = [name for name in every if name not in named]
     found, nothing = [], []
-    for name, values in named.items():
-        first = np.concatenate([_correlations(layer[:, :half], values[:half]) for layer in states])
+    halves = np.array([values[:half] for values in named.values()]).reshape(-1, half)
+    firsts = np.concatenate([_correlations(layer[:, :half], halves) for layer in states], 1)
+    for first, (name, values) in zip(firsts, named.items()):
         best = np.argsort(-np.abs(first), kind='stable')[:CANDIDATES]
         tries = len(named) * len(best)
         some = []
@@ -191,9 +191,9 @@ def _standard(values):
 
 
 def _correlations(neurons, values):
-    """Pearson's r, (n,), of each of neurons (n, T) with values (T,); 0 where one of them doesn't vary."""
-    values = _standard(values) / len(values)
-    return np.concatenate([_standard(neurons[i:i + BLOCK]) @ values for i in range(0, len(neurons), BLOCK)])
+    """Pearson's r, (P, n), of values (P, T) with neurons (n, T); 0 where one of them doesn't vary."""
+    values = _standard(values) / values.shape[1]
+    return np.concatenate([values @ _standard(neurons[i:i + BLOCK]).T for i in range(0, len(neurons), BLOCK)], 1)
 
 
 def _againstshifts(neuron, values, level):

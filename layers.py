@@ -6,7 +6,6 @@ properties, built when they are first asked for. Letters as in `ops`: `T` steps,
 
 import copy
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ import ops
 import report
 from dropout import Dropout
 from engine import T, theano
-from errors import short
+from errors import checkmemory, short
 from hyperparams import HyperParams
 from layernorm import LayerNorm, normalised
 from sampling import ReadText, SampleText
@@ -126,11 +125,8 @@ class ModelParams:
         settings = Settings.of(hyper)
         perlayer = 8 + 2 * settings.dropout + 2 * hyper.layernorm
         needed = 4 * (batchsize * seq_len * (perlayer * L * H + 8 * H) + (3 + len(settings.kinds)) * count)
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        if needed > memory:
-            raise MemoryError(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters takes about '
-                              f'{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: use a smaller '
-                              'state_size, batchsize or seq_len, or fewer layers')
+        checkmemory(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters', needed,
+                    'use a smaller state_size, batchsize or seq_len, or fewer layers')
 
     def weights(self):
         """Names of the weight matrices, the parameters that regcost shrinks."""

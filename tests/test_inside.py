@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+import errors
 import inside
 import ops
 import reading
@@ -100,8 +101,8 @@ def test_gates_are_those_that_the_layers_themselves_compute_in_the_precision_rea
 
 
 def test_what_this_machine_cannot_hold_is_refused_in_one_sentence(ms, monkeypatch):
-    monkeypatch.setattr(inside.os, 'sysconf', lambda name: 1000 if name == 'SC_PAGE_SIZE' else 8)
-    assert inside.read(ms, TEXT[:90], states=True).states.shape == (2, 5, 90)              # 3,600 bytes of half of 8,000
+    monkeypatch.setattr(errors.os, 'sysconf', lambda name: 1000 if name == 'SC_PAGE_SIZE' else 8)
+    assert inside.read(ms, TEXT[:90], states=True).states.shape == (2, 5, 90)              # twice 3,600 bytes of 8,000
     for call in (lambda: inside.read(ms, TEXT[:120], states=True), lambda: inside.gatevalues(ms, TEXT[:60])):
         with pytest.raises(MemoryError, match='give a part of the text'):
             call()

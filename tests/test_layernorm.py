@@ -7,6 +7,7 @@ import pytest
 
 import dropout
 import engine
+import errors
 import layers
 import native
 from conftest import kernel, naive_gru, naive_layernorm, naive_logits, naive_nll, naive_sample, naive_states, naive_vectors, perform
@@ -366,7 +367,7 @@ def test_memory_counts_what_it_makes(monkeypatch):
     for hyper, numbers in ((HyperParams(), 320), (ON, 380), (HyperParams(layernorm=True, dropout=0.1), 440)):
         needed = 4 * (50 * numbers + 4 * count)
         for memory, fits in ((needed, True), (needed - 1, False)):
-            monkeypatch.setattr(layers.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
+            monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
             with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
                 layers.GRUEncode.checkmemory(10, 3, 10, 5, 10, hyper)
 

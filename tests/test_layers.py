@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import engine
+import errors
 import layers
 import report
 from conftest import naive_logits, naive_nll, naive_sample, naive_states
@@ -690,7 +691,7 @@ def test_memory_counts_the_caches(monkeypatch):
     for optimizer, ema, caches in (('rmsprop', 0, 1), ('sgd', 0, 1), ('adam', 0, 2), ('adamw', 0.9, 3)):
         needed = 4 * ((3 + caches) * count + 16 * 1000)
         for memory, fits in ((needed, True), (needed - 1, False)):
-            monkeypatch.setattr(layers.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
+            monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
             if fits:
                 layers.GRUEncode.checkmemory(10, 1, 1000, hyper=HyperParams(optimizer=optimizer, ema=ema))
             else:
@@ -704,7 +705,7 @@ def test_memory_counts_what_dropout_makes(monkeypatch):
     for dropout, numbers in ((0.0, 320), (0.2, 380)):
         needed = 4 * (50 * numbers + 4 * count)
         for memory, fits in ((needed, True), (needed - 1, False)):
-            monkeypatch.setattr(layers.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
+            monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
             with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
                 layers.GRUEncode.checkmemory(10, 3, 10, 5, 10, HyperParams(dropout=dropout))
 
