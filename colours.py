@@ -17,7 +17,7 @@ NARROWEST = 20
 
 
 class Scale(NamedTuple):
-    """A colour map in steps. Level 0 has no colour.
+    """A colour map in steps. Level 0 has the ground's colour.
 
     low, high   its lowest and highest level
     dark, light colours on a dark and on a light background: of the background itself, of `low` and of `high`, (R, G, B) each
@@ -31,8 +31,8 @@ class Scale(NamedTuple):
     marks: dict
 
     def colour(self, level, isdark=True):
-        """(R, G, B) of a level."""
-        ground, low, high = self.dark if isdark else self.light
+        """(R, G, B) of a level; isdark None: on a dark ground of its own."""
+        ground, low, high = self.light if isdark is False else self.dark
         share = level / (self.high if level > 0 else self.low or 1)
         share = 0.12 + 0.88 * share if level else 0
         return tuple(round(a + (b - a) * share) for a, b in zip(ground, high if level > 0 else low))
@@ -69,8 +69,9 @@ def depth(file=None):
 
 
 def isdark():
-    """Whether the terminal's background is dark: yes, unless it says in COLORFGBG that it is one of the light colours."""
-    return os.environ.get('COLORFGBG', '').rpartition(';')[2] not in ('7', '15')
+    """Whether the terminal's background is dark, as COLORFGBG says where a terminal sets it; None: it doesn't say."""
+    ground = os.environ.get('COLORFGBG', '').rpartition(';')[2]
+    return ground not in ('7', '15') if ground.isdecimal() else None
 
 
 def width():
@@ -201,12 +202,18 @@ def _row(row, scale, bits, dark):
     for i in range(1, len(row) + 1):
         if i == len(row) or row[i][1] != row[start][1]:
             run = ''.join(sign for sign, _, _ in row[start:i])
-            parts.append(paint(run, scale.colour(row[start][1], dark), bits) if row[start][1] else run)
+            parts.append(_onground(run, scale, row[start][1], bits, dark))
             start = i
     return [''.join(parts)]
+
+
+def _onground(text, scale, level, bits, dark):
+    """`text` in its level's colour. Level 0 is the terminal's own ground, but where nobody knows whether that is dark, a dark one: on a
+    light terminal the faintest shades of a dark map would stand out most."""
+    return paint(text, scale.colour(level, dark), bits) if level or dark is None else text
 
 
 def legend(scale, labels, bits):
     """One line of a dict of level -> label, each label in its level's colour, of so many bits, 8 or 24."""
     dark = isdark()
-    return ''.join(paint(f' {label} ', scale.colour(level, dark), bits) if level else f' {label} ' for level, label in labels.items())
+    return ''.join(_onground(f' {label} ', scale, level, bits, dark) for level, label in labels.items())

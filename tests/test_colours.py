@@ -113,7 +113,7 @@ def test_nothing_of_a_text_reaches_the_terminal_but_what_it_can_show(bits):
     ('\u0301a\n\u0301', 20, ['\u25cc\u0301a\u21b5', '\u25cc\u0301']), ('\uff21\u1100\u1161b', 20, ['\uff21\u1100\u1161b'])])
 def test_rows_are_as_wide_as_the_terminal_whatever_the_characters_widths(text, columns, expected):
     assert colours.rows(text, [0] * len(text), AMOUNT, columns, 0) == expected
-    assert colours.rows(text, [0] * len(text), AMOUNT, columns, 24) == expected
+    assert [SGR.sub('', row) for row in colours.rows(text, [0] * len(text), AMOUNT, columns, 24)] == expected
 
 
 def test_without_colours_a_row_of_marks_stands_under_the_characters():
@@ -122,7 +122,7 @@ def test_without_colours_a_row_of_marks_stands_under_the_characters():
 
 
 def test_with_colours_characters_of_a_level_share_one_and_ends_with_it(terminal):
-    terminal(TERM='xterm')
+    terminal(TERM='xterm', COLORFGBG='15;0')            # a dark background
     a, b = AMOUNT.colour(2), AMOUNT.colour(8)
     row, = colours.rows('abcd', [0, 2, 2, 8], AMOUNT, 20, 24)
     assert row == (f'a\x1b[48;2;{a[0]};{a[1]};{a[2]};38;2;255;255;255mbc\x1b[0m'
@@ -133,6 +133,19 @@ def test_with_colours_characters_of_a_level_share_one_and_ends_with_it(terminal)
     light = AMOUNT.colour(2, isdark=False)
     assert f'48;2;{light[0]};{light[1]};{light[2]};38;2;0;0;0' in colours.rows('abcd', [0, 2, 2, 8], AMOUNT, 20, 24)[0]
     assert light != a
+
+
+@pytest.mark.parametrize('bits', [8, 24])
+def test_where_no_terminal_says_what_its_background_is_the_text_has_a_dark_one(terminal, bits):
+    for variables in ({}, {'COLORFGBG': 'default;default'}):
+        terminal(**variables)
+        row, = colours.rows('abc', [0, 2, 0], AMOUNT, 20, bits)
+        ground = AMOUNT.dark[0] if bits == 24 else colours.of256(AMOUNT.dark[0])
+        code = '48;2;{};{};{}'.format(*ground) if bits == 24 else f'48;5;{ground}'
+        assert row.count(code) == 2 and SGR.sub('', row) == 'abc' and len(SGR.findall(row)) == 6
+        assert code in colours.legend(AMOUNT, {0: 'none', 8: 'all'}, bits)
+    terminal(COLORFGBG='0;15')
+    assert colours.rows('abc', [0, 0, 0], AMOUNT, 20, bits) == ['abc'] and '\x1b' not in colours.legend(AMOUNT, {0: 'none'}, bits)
 
 
 def test_an_output_without_the_signs_gets_others_of_the_same_width():
