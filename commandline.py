@@ -23,7 +23,9 @@ from checkpoint import WorkDir
 from encode import readtext
 from errors import RNGRUError, WorkDirError, checkpath, short
 from hyperparams import HyperParams, checkgiven, nearest
+from look import checkhtml
 from model import ModelState
+from page import checksize
 
 PROGRAM = 'rn_rnn_char.py'
 WRONGUSE = (RNGRUError, OSError, ValueError, TypeError, LookupError, MemoryError, FloatingPointError)
@@ -185,17 +187,26 @@ def _score(paths, given, refuse):
 
 def _surprise(paths, given, refuse):
     ms, text = _modelandtext(paths, given)
+    _checkpage(given, text, 0)
     return _looked(ms.surprise(text), given)
 
 
 def _neurons(paths, given, refuse):
     ms, text = _modelandtext(paths, given)
+    _checkpage(given, text, ms.hyper.layers * ms.hyper.state_size)
     return _looked(ms.neurons(text, **_pick(given, NEURONS)), given)
 
 
-def _looked(look, given):
+def _checkpage(given, text, units):
+    """Refuse a page that can't be written before a long text is read for it."""
+    if 'html' in given:
+        checkhtml(given['html'])
+        checksize(len(text), units)
+
+
+def _looked(seen, given):
     """Show it on standard output, or write its page."""
-    look.html(given['html']) if 'html' in given else look.show()
+    seen.html(given['html']) if 'html' in given else seen.show()
     return 0
 
 

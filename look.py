@@ -34,20 +34,30 @@ class Paged:
         through the text.
 
         Raises ValueError for another kind of name, and where the page
-        would be too large.
+        would be too large; OSError where the disk refuses, and then what
+        was there stays.
         """
-        path = pathlib.Path(checkpath('path', path))
-        if path.suffix.lower() not in ('.html', '.htm'):
-            raise ValueError(f'path takes a name that ends in .html, got {short(os.fspath(path))}')
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no directory '{path.parent}' for the page: make it first")
-        if path.exists() and not path.is_file():
-            raise OSError(f"'{path}' is no regular file: name another one for the page")
+        path = checkhtml(path)
         data = self._page().encode()
-        with Staged(path) as staged:
-            staged.file.write(data)
-            staged.publish()
+        try:
+            with Staged(path) as staged:
+                staged.file.write(data)
+                staged.publish()
+        except OSError as error:                # of a file beside it, that nobody asked for
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         report.say(f"Wrote '{path}', {len(data) / 1e6:,.1f} MB.")
+
+
+def checkhtml(path):
+    """The pathlib.Path of a page to write; TypeError, ValueError or OSError in one sentence where none can be written there."""
+    path = pathlib.Path(checkpath('path', path))
+    if path.suffix.lower() not in ('.html', '.htm'):
+        raise ValueError(f'path takes a name that ends in .html, got {short(os.fspath(path))}')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory '{path.parent}' for the page: make it first")
+    if path.exists() and not path.is_file():
+        raise OSError(f"'{path}' is no regular file: name another one for the page")
+    return path
 
 
 class Look(Paged):
@@ -154,9 +164,7 @@ class Neurons(Look):
     def __init__(self, reading, about, layer=None, neuron=None):
         """For ModelState.neurons(), which see."""
         self.text, self.states, self._reading, self._about = reading.text, reading.states, reading, about
-        L, H, T = self.states.shape
-        layer = None if layer is None else checkint('layer', layer, 0, L - 1)
-        neuron = None if neuron is None else checkint('neuron', neuron, 0, H - 1)
+        L, _, T = self.states.shape
         self.found, self.nothing, self.leftout = inside.find(self.states, self.text) if T >= inside.SHORTEST else ([], [], [])
         if neuron is None:
             best = [each for each in self.found if layer in (None, each.layer)]

@@ -37,11 +37,7 @@ def page(title, about, reading, groups=(), found=(), start=None):
     Values are stored in 255 steps. ValueError where the page would be too large.
     """
     text = reading.text
-    size = (EACH + sum(4 / 3 * len(group.values) for group in groups)) * len(text)
-    if size > MOSTBYTES or len(text) > MOSTCHARS:
-        most = min(int(MOSTBYTES / size * len(text)), MOSTCHARS)
-        raise ValueError(f'a page of these {len(text):,} characters, about {size / 1e6:,.0f} MB, is too large for browsers: give at most '
-                         f'{most:,} of them')
+    checksize(len(text), sum(len(group.values) for group in groups))
     chars = dict.fromkeys(text)
     if reading.shares is not None:
         chars.update(dict.fromkeys(reading.chars[i] for i in np.unique(reading.likeliest)))
@@ -62,6 +58,14 @@ def page(title, about, reading, groups=(), found=(), start=None):
              'csshash': _hash(css), 'jshash': _hash(js), 'data': _json(data)}
     whole = (WEB / 'page.html').read_text(encoding='utf-8')
     return re.sub(r'\{(\w+)\}', lambda found: parts[found[1]], whole)            # in one pass: nothing is looked for in what is put in
+
+
+def checksize(numchars, units):
+    """ValueError for a page of so many characters, with the values of so many units at each, that is too large."""
+    size = (EACH + 4 / 3 * units) * numchars
+    if size > MOSTBYTES or numchars > MOSTCHARS:
+        raise ValueError(f'a page of these {numchars:,} characters, about {size / 1e6:,.0f} MB, is too large for browsers: give at most '
+                         f'{min(int(MOSTBYTES / size * numchars), MOSTCHARS):,} of them')
 
 
 def _json(data):

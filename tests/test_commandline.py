@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import commandline
+import page
+import reading
 import report
 from commandline import COMMANDS, commandparser, mainparser, parse
 from errors import CheckpointError
@@ -296,9 +298,19 @@ def test_surprise_and_neurons_show_what_the_library_does_or_write_its_page(book,
     assert (code, out) == (0, '') and f"Wrote '{tmp_path / 'page.html'}'" in err
     ms.neurons(words, neuron=3).html(tmp_path / 'same.html')
     assert (tmp_path / 'page.html').read_bytes() == (tmp_path / 'same.html').read_bytes()
-    for options, sentence in ((['--html', tmp_path / 'page.txt'], 'path takes a name that ends in .html'),
-                              (['--layer', '2'], 'layer must be from 0 to 1, got 2')):
-        code, out, err = ran('neurons', path / 'work', path / 'part.txt', '-q', *options)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_text_is_read(book, ran, monkeypatch, tmp_path):
+    path = book[0]
+    (path / 'part.txt').write_text('some words')
+    monkeypatch.setattr(reading, 'readcharacters', lambda *args: pytest.fail('read'))
+    monkeypatch.setattr(page, 'MOSTBYTES', 700)                 # of 10 characters at 2 x 8 units: 60 + 16 * 4 / 3 bytes each, 813
+    for command, options, sentence in (
+            ('neurons', ['--html', tmp_path / 'page.txt'], 'path takes a name that ends in .html'),
+            ('neurons', ['--layer', '2'], 'layer must be from 0 to 1, got 2'),
+            ('neurons', ['--html', tmp_path / 'page.html'], 'too large for browsers: give at most 8 of them'),
+            ('surprise', ['--html', tmp_path / 'no' / 'page.html'], 'there is no directory')):
+        code, out, err = ran(command, path / 'work', path / 'part.txt', '-q', *options)
         assert (code, out, err.count('\n')) == (1, '', 1) and sentence in err
 
 
