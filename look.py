@@ -67,21 +67,22 @@ class Look(Paged):
 
     def show(self, start: int = 0, stop: int | None = None):
         """Print the text in colours, or its part from character `start` to
-        before `stop`, from 0; None: its end."""
+        before `stop`, from 0; None: its end. Raises ValueError beyond it."""
         length = len(self.text)
         start, stop = checkint('start', start, 0, length), length if stop is None else checkint('stop', stop, 0, length)
         sys.stdout.write(self._shown(start, max(stop, start)) + '\n')
 
     def __repr__(self):
-        return self._shown(0, SHOWN)
+        return self._shown(0, min(SHOWN, len(self.text)))
 
     def _shown(self, start, stop):
         bits, encoding = colours.depth(), getattr(sys.stdout, 'encoding', None) or 'utf-8'
         lines = self._above()
         lines += colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, colours.width(), bits, encoding)
         left = len(self.text) - stop
-        if start == 0 and left > 0:
-            lines.append(f"... and {left:,} characters more: .show() prints them all, .html('page.html') makes a page of them.")
+        if left > 0 and stop > start:
+            lines.append(f"... and {left:,} characters more: .show({stop}, {min(2 * stop - start, len(self.text))}) goes on, .show() prints "
+                         "all, .html('page.html') makes a page.")
         lines += [self._key(bits), *self._below(encoding)]
         return colours.encodable('\n'.join(lines), encoding)
 

@@ -299,7 +299,8 @@ class ModelState:
                        round, a line says how surprising it is (as score()
                        does), how that has changed, and which of its words
                        surprises most. It changes no training, and like
-                       print_every it holds for this call only
+                       print_every it holds for this call only; reading a
+                       long one comes on top of minutes
         threads        of the native kernels, never stored; None:
                        RN_GRU_THREADS, or as many as the process may use. The
                        result doesn't depend on it
@@ -435,7 +436,8 @@ class ModelState:
         It is a Score, with .nats, .bits and .shares, and has
         .alternatives(i), the likeliest in the place of character i,
         .show(start, stop), which prints a part, and .html(path), which writes
-        a page for a browser.
+        a page for a browser. Raises TypeError or ValueError for what is no
+        text, as all of these do.
         """
         return look.surprise(self, text)
 
@@ -452,7 +454,9 @@ class ModelState:
         It has .states, what trackneurons(text) gives, .values, the neuron's,
         .show(start, stop), and .html(path), a page in which every other
         neuron can be chosen. That page takes a byte and a third for each
-        neuron and character.
+        neuron and character. Raises ValueError for a layer or neuron that
+        there isn't, MemoryError for a text whose states are beyond this
+        machine.
         """
         return look.neurons(self, text, layer, neuron)
 
@@ -483,7 +487,7 @@ class ModelState:
         .z and .r, update and reset gates, float32 (layer, unit, character)
         from 0 to 1, that the shell shows as a table of how often they are
         saturated, below 0.1 or above 0.9. .html(path): a page of each unit's
-        along the text.
+        along the text. Raises MemoryError as neurons() does.
         """
         return look.gates(self, text)
 

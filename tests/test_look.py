@@ -164,13 +164,19 @@ def test_a_long_text_is_shown_in_part_and_all_of_it_when_asked_for(ms, on, monke
     monkeypatch.setattr(look, 'SHOWN', 50)
     file = on(NO_COLOR='1')
     seen = ms.surprise(LINES)
-    assert f'... and {len(LINES) - 50:,} characters more: .show() prints them all' in repr(seen) and LINES[60:90] not in repr(seen)
+    assert f'... and {len(LINES) - 50:,} characters more: .show(50, 100) goes on, .show() prints all' in repr(seen)
+    assert LINES[60:90] not in repr(seen)
     assert seen._repr_html_().count('<span') == 50
     seen.show()
     assert all(line in file.getvalue() for line in LINES.split('\n')) and '...' not in file.getvalue()
     file = on()
     seen.show(14, 40)
     assert file.getvalue().split('\n')[1].startswith('    """Say ."""')
+    assert f'... and {len(LINES) - 40:,} characters more: .show(40, 66) goes on' in file.getvalue()
+    file = on()
+    seen.show(len(LINES) - 20)
+    seen.show(5, 5)
+    assert '...' not in file.getvalue().replace('"""', '')
     for start, stop, error in ((-1, None, ValueError), (0, len(LINES) + 1, ValueError), ('a', None, TypeError)):
         with pytest.raises(error):
             seen.show(start, stop)
