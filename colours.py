@@ -14,6 +14,7 @@ from typing import NamedTuple
 LINEEND, TAB, UNSHOWN, BASE = '\u21b5', '\u21e5', '\ufffd', '\u25cc'
 INPLAIN = {LINEEND: '$', TAB: '>', BASE: ''}      # where an output's encoding lacks them; '?' for others
 NARROWEST = 20
+STACKED = 30            # combining marks on a character, as in Unicode's Stream-Safe Text Format (UAX 15)
 
 
 class Scale(NamedTuple):
@@ -178,7 +179,7 @@ def rows(text, levels, scale, columns, bits, encoding='utf-8'):
         sign, size = glyph(char)
         if encodable(sign, encoding) != sign:
             sign, size = encodable(sign, encoding), 1
-        if size == 0 and not row:                           # nothing before it that it could stand on
+        if size == 0 and (not row or len(row[-1][0]) > STACKED):            # nothing that it could stand on
             sign, size = BASE + sign, 1
         if used + size > columns:
             close()

@@ -13,8 +13,8 @@ OPENING, CLOSING = '([{', ')]}'
 PAIRS = {'\u201c': '\u201d', '\u2018': '\u2019', '\u201e': '\u201c\u201d', '\xab': '\xbb', '\u2039': '\u203a', '\u300c': '\u300d',
          '\u300e': '\u300f'}                # typographic quotation marks, and what closes each
 _PREFIX = re.compile(r'(?i)(?<!\w)(?:[rbfu]|rb|br|rf|fr)\Z')            # of Python's strings
-_SINGLE = re.compile(r"(?:\\.|[^'\\]|(?<=\w)'(?=\w))*(?=')")           # not an apostrophe's
-_DOUBLE = re.compile(r'(?:\\.|[^"\\])*(?=")', re.DOTALL)
+_SINGLE = re.compile(r"(?:\\.|[^'\\]|(?<=\w)'(?=\w))*+(?=')")          # not an apostrophe's
+_DOUBLE = re.compile(r'(?:\\.|[^"\\])*+(?=")', re.DOTALL)
 _OF_INTEREST = re.compile('["\'#/' + re.escape(OPENING + CLOSING) + ''.join(PAIRS) + r']|\n(?=[ \t]*\n)')
 
 
@@ -71,6 +71,7 @@ def _marked(text):
     quoted, comment, change = (np.zeros(len(text)) for _ in range(3))
     kind, at = _comments(text), 0
     opened, counts = [], dict.fromkeys(OPENING, 0)
+    unclosed = {"'": 0, '"': 0}                     # before which place nothing closes these marks any more
     paragraphs = [found.start() for found in re.finditer(r'\n(?=[ \t]*\n)', text)] + [len(text)]
     while found := _OF_INTEREST.search(text, at):
         i, char = found.start(), found[0]
@@ -91,7 +92,7 @@ def _marked(text):
             comment[i:at] = 1
             at = max(at, i + 1)
         else:
-            end = _quoteend(text, i, kind, paragraphs[bisect.bisect(paragraphs, i)])
+            end = _quoteend(text, i, kind, paragraphs[bisect.bisect(paragraphs, i)], unclosed)
             quoted[i:end] = 1
             at = end + 1
         change[i] = len(opened) - depth
@@ -111,8 +112,12 @@ def _commentend(text, i, kind):
     return len(text) if end < 0 else end
 
 
-def _quoteend(text, i, kind, paragraph):
-    """Where the closing mark of what is quoted from i on stands; i where the mark there opens nothing. paragraph: where it ends."""
+def _quoteend(text, i, kind, paragraph, unclosed):
+    """Where the closing mark of what is quoted from i on stands; i where the mark there opens nothing. paragraph: where it ends.
+
+    unclosed: a dict, kept from mark to mark, so that a line is looked through once. Where nothing closes a mark, nothing closes a later
+    one in its place, whose characters are read in the same way.
+    """
     char, before = text[i], text[i - 1:i]
     if text.startswith((3 * '"', 3 * "'"), i):
         end = text.find(3 * char, i + 3)
@@ -122,14 +127,22 @@ def _quoteend(text, i, kind, paragraph):
     if char == "'":
         if before.isalnum() and not _PREFIX.search(text[max(i - 3, 0):i]):
             return i
-        found = _SINGLE.match(text, i + 1, line)
-        return found.end() if found else i
+        return _closing(_SINGLE, text, i, line, unclosed) or i
     if char == '"':
-        found = _DOUBLE.match(text, i + 1, line if kind else paragraph)
-        if found:
-            return found.end()
+        if end := _closing(_DOUBLE, text, i, line if kind else paragraph, unclosed):
+            return end
         opens = not kind and not before.isalnum() and not text[i + 1:i + 2].isspace()
         return paragraph if opens else i            # speech that goes on in the next paragraph has no closing mark
     closing = r'\u2019(?!\w)' if char == '\u2018' else f'[{PAIRS[char]}]'
     found = re.compile(closing).search(text, i + 1, paragraph)
     return found.start() if found else paragraph
+
+
+def _closing(pattern, text, i, limit, unclosed):
+    """Where what closes the mark at i stands, before a limit; 0: nowhere."""
+    if i < unclosed[text[i]]:
+        return 0
+    found = pattern.match(text, i + 1, limit)
+    if not found:
+        unclosed[text[i]] = limit
+    return found.end() if found else 0

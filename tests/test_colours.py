@@ -110,7 +110,8 @@ def test_nothing_of_a_text_reaches_the_terminal_but_what_it_can_show(bits):
     ('ab\ncd', 20, ['ab\u21b5', 'cd']), ('a' * 45, 20, ['a' * 20, 'a' * 20, 'a' * 5]), ('', 20, []), ('\n\n', 20, ['\u21b5', '\u21b5']),
     ('a' * 20 + '\n', 20, ['a' * 20, '\u21b5']), ('\u65e5' * 21, 20, ['\u65e5' * 10] * 2 + ['\u65e5']),
     ('a' + '\u65e5' * 10, 20, ['a' + '\u65e5' * 9, '\u65e5']), ('e\u0301' * 25, 20, ['e\u0301' * 20, 'e\u0301' * 5]),
-    ('\u0301a\n\u0301', 20, ['\u25cc\u0301a\u21b5', '\u25cc\u0301']), ('\uff21\u1100\u1161b', 20, ['\uff21\u1100\u1161b'])])
+    ('\u0301a\n\u0301', 20, ['\u25cc\u0301a\u21b5', '\u25cc\u0301']), ('\uff21\u1100\u1161b', 20, ['\uff21\u1100\u1161b']),
+    ('e' + '\u0301' * 100, 20, ['e' + '\u0301' * 30 + ('\u25cc' + '\u0301' * 30) * 2 + '\u25cc' + '\u0301' * 10])])
 def test_rows_are_as_wide_as_the_terminal_whatever_the_characters_widths(text, columns, expected):
     assert colours.rows(text, [0] * len(text), AMOUNT, columns, 0) == expected
     assert [SGR.sub('', row) for row in colours.rows(text, [0] * len(text), AMOUNT, columns, 24)] == expected

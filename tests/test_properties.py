@@ -16,6 +16,10 @@ def given(marks, length):
                   '  ####    ##'),                  # speech without an end, to the paragraph's
     ('in quotes', "don't 'go' o'er 'tis",
                   "      ###          "),           # apostrophes quote nothing
+    ('in quotes', "'tis the o'er $ 'so'",
+                  '                ###'),            # no mark closes it, an apostrophe doesn't
+    ('in quotes', r"'a\'b 'c' \'d 'e",
+                  '######     ###'),
     ('in quotes', '“So ‘it’s’ so” «oui».',
                   '#############' '  ####'),
     ('in quotes', '"one$two" x$$"three$$four "x',
@@ -58,5 +62,6 @@ def test_every_property_has_a_number_for_each_character_of_any_text():
 
 def test_long_texts_take_no_longer_than_they_are():
     """Quotation marks and brackets that nothing closes, and no empty line: each looked for to the end would be 10^10 steps."""
-    for text in ('x = "a\n' * 30_000, "'" * 100_000, 'say "so, ' * 20_001, '(' * 100_000 + ']' * 1000, '/* a' * 30_000, '“a‘' * 30_000):
+    for text in ("'\\" * 50_000, '# p\n# p\n' + '"\\' * 50_000, '"\\" ' * 30_000, "x'\\'" * 30_000,
+                 'x = "a\n' * 30_000, "'" * 100_000, 'say "so, ' * 20_001, '(' * 100_000 + ']' * 1000, '/* a' * 30_000, '“a‘' * 30_000):
         assert len(properties(text)['in quotes']) == len(text)
