@@ -1,5 +1,6 @@
 """What shows itself: in a shell with colours and without, in a notebook, and as a page, which a real browser opens."""
 
+import contextlib
 import html
 import json
 import os
@@ -28,8 +29,9 @@ LINES = ''.join(f'def F{i}(a, b):\n    """Say {"x" * (i % 7)}."""\n    return "{
 def browser():
     """A Chromium that starts, or None: some systems have a command of that name that only says how to install it."""
     for path in filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))):
-        if subprocess.run([path, '--version'], capture_output=True, timeout=60).returncode == 0:
-            return path
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.run([path, '--version'], capture_output=True, timeout=30).returncode == 0:
+                return path
 
 
 BROWSER = browser() if engine.name == 'pytensor' else None
