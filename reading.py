@@ -198,7 +198,7 @@ def gatesalong(model, x, states, compiled=True, precision='float32'):
 
 
 def _times(x, weights, precision):
-    """x (n, K) @ weights, as `ops.GRU` multiplies vectors in a precision."""
+    """x (n, K) @ weights, as texts are read in a precision; x: states, or what `layernorm` makes of them, whose greatest is 1 or more."""
     return product(weights, precision, np.maximum(np.abs(x).max(1, keepdims=True), 1) if precision == 'int8' else None)(x)
 
 

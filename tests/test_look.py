@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import colours
-import engine
 import inside
 import look
 import page
@@ -34,9 +33,11 @@ def browser():
                 return path
 
 
-BROWSER = browser() if engine.name == 'pytensor' else None
-inbrowser = pytest.mark.skipif(BROWSER is None, reason='no Chromium here (on Debian: apt-get install chromium)'
-                               if engine.name == 'pytensor' else 'a page knows no engine: the tests on PyTensor open them all')
+BROWSER = browser()
+
+
+def inbrowser(test):
+    return pytest.mark.anyengine(pytest.mark.skipif(BROWSER is None, reason='no Chromium here (on Debian: apt-get install chromium)')(test))
 
 
 @pytest.fixture(scope='module')

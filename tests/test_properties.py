@@ -60,6 +60,7 @@ def test_every_property_has_a_number_for_each_character_of_any_text():
         assert min(min(values) for values in found.values()) >= 0
 
 
+@pytest.mark.anyengine
 def test_long_texts_take_no_longer_than_they_are():
     """Quotation marks and brackets that nothing closes, and no empty line: each looked for to the end would be 10^10 steps."""
     for text in ("'\\" * 50_000, '# p\n# p\n' + '"\\' * 50_000, '"\\" ' * 30_000, "x'\\'" * 30_000,
