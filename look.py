@@ -81,8 +81,9 @@ class Look(Paged):
         lines += colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, colours.width(), bits, encoding)
         left = len(self.text) - stop
         if left > 0 and stop > start:
-            lines.append(f"... and {left:,} characters more: .show({stop}, {min(2 * stop - start, len(self.text))}) goes on, .show() prints "
-                         "all, .html('page.html') makes a page.")
+            following = min(2 * stop - start, len(self.text))
+            lines.append(f"... and {left:,} characters more: .show({stop}, {following}) goes on, .show() prints all, .html('page.html') "
+                         'makes a page.')
         lines += [self._key(bits), *self._below(encoding)]
         return colours.encodable('\n'.join(lines), encoding)
 
