@@ -1,22 +1,28 @@
-"""The validation loss that a text's last part has after so many seconds of training, everything included but the
-compilation of the kernels.
+"""The validation loss that a text's last part has after so many seconds of training, everything included but the compilation of the
+kernels; and beside it what PyTorch's nn.GRU reaches by the same recipe in the same seconds.
 
-    python benchmarks/quality.py --text tinyshakespeare.txt [--seconds 98] [--valid-frac 0.1] [--seed 1] [--peer]
+    python benchmarks/quality.py --text tinyshakespeare.txt [--seconds 98] [--seeds 3] [--peer] [--plot quality.png]
+    python benchmarks/quality.py --text tinyshakespeare.txt --anchor            # as many seconds as nanogpt.py takes here
     python benchmarks/quality.py --text tinyshakespeare.txt --characters 2e6 precision=bfloat16 state_size=384
 
-name=value: another recipe, of what initfromsrcfile and trainmodel take. bfloat16 is computed in whatever the processor: without
-the instruction slower, but with the same result. Prints `valid loss 1.2345` (nats per character, over the whole held-out part) at each validation; the last line counts. Imports,
-encoding and compilation of the graphs are in the seconds; the kernels, compiled once for a machine, are made ready before.
---peer: PyTorch's nn.GRU (`pip install torch==2.13.0`) with the same recipe, data and rules, in the same seconds.
+name=value: another recipe, of what initfromsrcfile and trainmodel take; without, the README's for two minutes and a megabyte. bfloat16 is
+computed in whatever the processor: without the instruction slower, but with the same result. Each run is a process of its own; imports,
+encoding and compilation of the graphs are in its seconds; the kernels, compiled once for a machine, are made ready before.
+
+Losses are in nats per character over the whole held-out part: "carried on", as the library reads it, the state going on from its
+beginning to its end in as many stretches as the batch has rows; "in windows", as transformers are measured, every 64 characters afresh.
+--peer: `pip install torch==2.13.0`.
 """
 
 import time
 
-START = time.monotonic()                        # before anything is imported
+START = time.time()                             # before anything is imported
 
 import argparse
 import ast
+import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,105 +32,192 @@ for variable in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE'):          # they choos
     os.environ.pop(variable, None)
 
 # What the README recommends for two minutes and a megabyte.
-MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adam', 'learnrate': 0.004}
+MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adamw', 'learnrate': 0.004, 'weight_decay': 0.1}
 TRAINING = {'batchsize': 16, 'schedule': 'linear'}
+WINDOW = 64
+NAMES = {'ours': 'RN-GRU', 'peer': 'PyTorch nn.GRU'}
 
 
-def ours(args):
-    """Train with the library."""
+# --- One run, in a process of its own: prints its validations and its last losses as a line of JSON -----------------------
+
+def ours(args, make):
+    """Train with the library: ([(seconds, characters, loss) of each validation], a function (x, y) -> loss from a zero state)."""
+    import numpy as np
+
     import native
     import report
-    from rn_rnn_char import ModelState
     report.verbose = args.verbose
     if MODEL.get('precision') == 'bfloat16':
         native.accelerates = lambda precision: True
-    with tempfile.TemporaryDirectory() as directory:
-        ms = ModelState.initfromsrcfile(args.text, Path(directory, 'work'), seed=args.seed, valid_frac=args.valid_frac,
-                                        init_checkpoint=False, **MODEL)
-        length = {'minutes': (args.seconds - (time.monotonic() - START)) / 60}
-        if args.characters:
-            length = {'train_len': max(round(args.characters / TRAINING['batchsize'] / ms.data.seq_len), 1)}
-        ms.trainmodel(**length, print_every=0, keep=1, **TRAINING)
-        validations = ms.history().validations
-        for characters, loss in zip(validations['characters'], validations['loss']):
-            tell(characters, loss)
+    ms = make()
+    if args.characters:
+        steps = max(round(args.characters / TRAINING['batchsize'] / ms.data.seq_len), 1)
+        rounds = 10 if args.plot else 1
+        length = {'num_rounds': rounds, 'train_len': -(-steps // rounds)}
+    else:
+        length = {'minutes': (args.seconds - (time.time() - START)) / 60}
+    ms.trainmodel(**length, print_every=0, keep=1, **TRAINING)
+    validations = ms.history().validations
+    seconds = validations['time'].astype('int64') / 1e3 - START
+    points = list(zip(seconds.tolist(), validations['characters'].tolist(), validations['loss'].tolist()))
+
+    def fresh(x, y):
+        return ms.model.evaluate(x, y, [np.zeros((x.shape[1], ms.hyper.state_size), np.float32)] * ms.hyper.layers)[0]
+    return ms, points, fresh
 
 
-def peer(args):
-    """Train PyTorch's nn.GRU: embedding, tanh, GRU, output; Adam, gradients clipped to +-5, the state carried on,
-    the rate falling linearly to 0."""
+def peer(args, make):
+    """The same with PyTorch: embedding, tanh, nn.GRU layer by layer, output; the recipe's rule of update, schedule and clipping."""
     import numpy as np
     import torch
     from torch import nn
+    from torch.nn import functional as F
 
     import report
-    from rn_rnn_char import ModelState
+    from run import Run
     report.verbose = False
     torch.manual_seed(args.seed)
-    B, H, L, rate = TRAINING['batchsize'], MODEL['state_size'], MODEL['layers'], MODEL['learnrate']
+    ms = make()
+    data, heldout, hyper, B = ms.data, ms.heldout, ms.hyper, TRAINING['batchsize']
+    V, H, L = len(ms.charset), hyper.state_size, hyper.layers
+    embedding, output, grus = nn.Embedding(V, H), nn.Linear(H, V), nn.ModuleList(nn.GRU(H, H) for _ in range(L))
+    network = nn.ModuleList([embedding, output, grus])
+    betas = {'betas': (hyper.beta1, hyper.beta2)}
+    kind, options = {'adam': (torch.optim.Adam, betas), 'adamw': (torch.optim.AdamW, {**betas, 'weight_decay': hyper.weight_decay}),
+                     'rmsprop': (torch.optim.RMSprop, {'alpha': hyper.decay}), 'sgd': (torch.optim.SGD, {'momentum': hyper.momentum})
+                     }[hyper.optimizer]
+    clip = nn.utils.clip_grad_norm_ if hyper.clipping == 'norm' else nn.utils.clip_grad_value_
+
+    def loss(x, y, states, training=False):
+        S, last = torch.tanh(embedding(torch.from_numpy(x).long())), []
+        for gru, state in zip(grus, states):
+            S, state = gru(S, state[None])
+            last.append(state[0])
+            S = F.layer_norm(S, (H,)) if hyper.layernorm else S
+            S = F.dropout(S, hyper.dropout, training)
+        return F.cross_entropy(output(S).flatten(0, 1), torch.from_numpy(y).long().flatten()), last
+
+    def evaluate(x, y, states):
+        with torch.no_grad():
+            value, last = loss(x, y, [torch.from_numpy(np.ascontiguousarray(s)) for s in states])
+        return value.item(), [s.numpy() for s in last]
+
+    def validate():
+        *_, value = heldout.losses(evaluate, B, L, H)
+        return value
+
+    def train(i, rate):
+        nonlocal states
+        if i and i % data.batchepoch(B) == 0:
+            states = [s.roll(1, 0) for s in states]
+        for group in optimizer.param_groups:
+            group['lr'] = rate
+        optimizer.zero_grad()
+        value, states = loss(*data.batch(i % data.batchepoch(B), B), [s.detach() for s in states], True)
+        value.backward()
+        clip(network.parameters(), hyper.clip)
+        optimizer.step()
+
+    def begin():
+        return [torch.zeros(B, H)] * L, kind(network.parameters(), lr=0.0, **options)
+    # How many steps there is time for, by some at a rate of 0, which move nothing.
+    states, optimizer = begin()
+    train(0, 0.0)
+    before = time.monotonic()
+    for i in range(20):
+        train(i, 0.0)
+    each = (time.monotonic() - before) / 20
+    before = time.monotonic()
+    validate()
+    validation, left = time.monotonic() - before, args.seconds - (time.time() - START)
+    rounds = max(min(int(left / 20 / validation), 10), 1)
+    steps = max(int((left - rounds * validation) / each), 1)
+    run, points = Run(steps, -(-steps // rounds), B, 0, **{name: TRAINING[name] for name in ('schedule', 'warmup') if name in TRAINING}), []
+    states, optimizer = begin()
+    while run.done < steps:
+        train(run.done, run.learnrate(hyper.learnrate))
+        run.done += 1
+        if run.done % run.train_len == 0 or run.done == steps:
+            points.append((time.time() - START, run.done * B * data.seq_len, validate()))
+
+    def fresh(x, y):
+        return evaluate(x, y, [np.zeros((x.shape[1], H), np.float32)] * L)[0]
+    return ms, points, fresh
+
+
+def one(args):
+    """The run that a process was started for."""
+    from rn_rnn_char import ModelState
     with tempfile.TemporaryDirectory() as directory:
-        ms = ModelState.initfromsrcfile(args.text, Path(directory, 'work'), seed=args.seed, valid_frac=args.valid_frac,
-                                        init_checkpoint=False, **MODEL)
-        data, heldout = ms.data, ms.heldout
-        V, steps = len(ms.charset), data.batchepoch(B)
-        embedding, gru, output = nn.Embedding(V, H), nn.GRU(H, H, L), nn.Linear(H, V)
-        params = [*embedding.parameters(), *gru.parameters(), *output.parameters()]
-        optimizer = torch.optim.Adam(params, lr=rate)
-
-        def loss(x, y, state):
-            S, state = gru(torch.tanh(embedding(torch.from_numpy(x).long())), state)
-            return nn.functional.cross_entropy(output(S).flatten(0, 1), torch.from_numpy(y).long().flatten()), state
-
-        def step(i, share):
-            nonlocal state
-            if i % steps == 0:
-                state = state.roll(1, 1)
-            for group in optimizer.param_groups:
-                group['lr'] = rate * share
-            optimizer.zero_grad()
-            value, state = loss(*data.batch(i % steps, B), state.detach())
-            value.backward()
-            nn.utils.clip_grad_value_(params, 5)
-            optimizer.step()
-
-        def validate():
-            def evaluate(x, y, states):
-                value, last = loss(x, y, torch.from_numpy(np.stack(states)))
-                return value.item(), list(last.numpy())
-            with torch.no_grad():
-                *_, value = heldout.losses(evaluate, B, L, H)
-            return value
-        state, kept = torch.zeros(L, B, H), [p.detach().clone() for p in params]
-        step(0, 0.0)
-        before = time.monotonic()
-        for i in range(20):
-            step(i, 0.0)
-        each = (time.monotonic() - before) / 20
-        before = time.monotonic()
-        validate()
-        validation = time.monotonic() - before
-        state, optimizer = torch.zeros(L, B, H), torch.optim.Adam(params, lr=rate)
-        assert all((p == k).all() for p, k in zip(params, kept))        # at a rate of 0 nothing has moved
-        count = max(int((args.seconds - (time.monotonic() - START) - validation) / each), 1)
-        for i in range(count):
-            step(i, 1 - i / count)
-        tell(count * B * data.seq_len, validate())
+        def make():
+            return ModelState.initfromsrcfile(args.text, Path(directory, 'work'), seed=args.seed, valid_frac=args.valid_frac,
+                                              init_checkpoint=False, **MODEL)
+        ms, points, fresh = {'ours': ours, 'peer': peer}[args.one](args, make)
+        seconds = time.time() - START
+        print(json.dumps({'points': points, 'seconds': seconds, 'windows': windows(ms.heldout, fresh)}))
 
 
-def tell(characters, loss):
-    """Print a validation's loss."""
-    print(f'valid loss {loss:.4f}  ({characters:,} characters)', flush=True)
+def windows(heldout, fresh):
+    """Mean loss over the held-out part cut into windows, each read from a zero state by fresh(x, y), (T, B) int32 both."""
+    import numpy as np
+    count = (heldout.numchars - 1) // WINDOW
+    codes = np.asarray(heldout.codes).astype(np.int32)
+    x, y = (np.ascontiguousarray(codes[i:i + count * WINDOW].reshape(count, WINDOW).T) for i in (0, 1))
+    total = 0.0
+    for i in range(0, count, 256):
+        part = [np.ascontiguousarray(each[:, i:i + 256]) for each in (x, y)]
+        total += fresh(*part) * part[0].shape[1]
+    return total / count
+
+
+# --- All of them ---------------------------------------------------------------------------------------------------------
+
+def measured(contender, seed, seconds):
+    """What a run in a process of its own gives: its dict of `one`."""
+    out = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--one', contender, '--seed', str(seed), '--seconds', str(seconds)],
+                         stdout=subprocess.PIPE, text=True, check=True).stdout
+    *said, result = out.splitlines()
+    result = json.loads(result)
+    if '--verbose' in sys.argv:
+        print(*said, sep='\n')
+    _, characters, loss = result['points'][-1]
+    print(f'{NAMES[contender]}, seed {seed}: valid loss {loss:.4f} carried on, {result["windows"]:.4f} in windows of {WINDOW}, after '
+          f'{characters:,} characters and {result["seconds"]:.1f} s', flush=True)
+    return result
+
+
+def draw(path, results, title):
+    """Validation loss against seconds, a line for each seed."""
+    from matplotlib.figure import Figure
+    figure = Figure((6.4, 4), 120, layout='constrained')
+    axis = figure.subplots()
+    for (contender, runs), colour in zip(results.items(), ('#0072B2', '#D55E00')):
+        for i, result in enumerate(runs):
+            seconds, _, losses = zip(*result['points'])
+            axis.plot(seconds, losses, color=colour, marker='.', linewidth=1, label=None if i else NAMES[contender])
+        axis.annotate(f'{losses[-1]:.3f}', (seconds[-1], losses[-1]), (4, 0), textcoords='offset points', va='center', color=colour)
+    axis.set(title=title, xlabel='seconds from the start of the process', ylabel='validation loss, nats per character')
+    axis.title.set_fontsize(9)
+    axis.grid(alpha=0.3)
+    for side in ('top', 'right'):
+        axis.spines[side].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--text', required=True, help='a text file')
     parser.add_argument('--seconds', type=float, default=98)
-    parser.add_argument('--characters', type=float, help='train on so many, however long it takes, and then validate')
+    parser.add_argument('--anchor', action='store_true', help="as many seconds as nanoGPT's recipe for a CPU takes, measured first")
+    parser.add_argument('--characters', type=float, help='train on so many, however long it takes')
     parser.add_argument('--valid-frac', type=float, default=0.1, help='share of the text, at its end, that validates')
-    parser.add_argument('--seed', type=int, default=1)
-    parser.add_argument('--peer', action='store_true', help='PyTorch in our place')
+    parser.add_argument('--seed', type=int, default=1, help='the first one')
+    parser.add_argument('--seeds', type=int, default=1, help='how many')
+    parser.add_argument('--peer', action='store_true', help='PyTorch beside it')
+    parser.add_argument('--plot', metavar='FILE', help='the curves in a picture')
     parser.add_argument('--verbose', action='store_true', help='what the library says too')
+    parser.add_argument('--one', choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument('recipe', nargs='*', metavar='name=value')
     args = parser.parse_args()
     for setting in args.recipe:
@@ -133,9 +226,27 @@ def main():
             value = ast.literal_eval(value)
         except (SyntaxError, ValueError):       # a word
             pass
-        (TRAINING if name in ('batchsize', 'schedule', 'warmup', 'clear_state') else MODEL)[name] = value
-    (peer if args.peer else ours)(args)
-    print(f'{time.monotonic() - START:.1f} s in all', file=sys.stderr)
+        (TRAINING if name in ('batchsize', 'schedule', 'warmup', 'clear_state', 'patience') else MODEL)[name] = value
+    if MODEL['optimizer'] != 'adamw':
+        MODEL.pop('weight_decay')
+    if args.one:
+        return one(args)
+    seconds = args.seconds
+    if args.anchor:
+        from nanogpt import train
+        seconds, loss = train(Path(args.text).read_text(encoding='utf-8'))
+        print(f"nanoGPT's recipe for a CPU: valid loss {loss:.4f} in windows of {WINDOW}, after {seconds:.1f} s", flush=True)
+    results = {name: [] for name in ('ours', 'peer')[:1 + args.peer]}
+    for seed in range(args.seed, args.seed + args.seeds):
+        for contender, runs in results.items():
+            runs.append(measured(contender, seed, seconds))
+    for contender, runs in results.items():
+        losses = [run['points'][-1][2] for run in runs]
+        if len(runs) > 1:
+            print(f'{NAMES[contender]}: mean {sum(losses) / len(losses):.4f}, from {min(losses):.4f} to {max(losses):.4f}')
+    if args.plot:
+        draw(args.plot, results, f'{MODEL["layers"]} x {MODEL["state_size"]}, {Path(args.text).name}')
+        print(f'The picture is in {args.plot}')
 
 
 if __name__ == '__main__':
