@@ -227,8 +227,8 @@ def main():
         except (SyntaxError, ValueError):       # a word
             pass
         (TRAINING if name in ('batchsize', 'schedule', 'warmup', 'clear_state', 'patience') else MODEL)[name] = value
-    if MODEL['optimizer'] != 'adamw':
-        MODEL.pop('weight_decay')
+    if MODEL['optimizer'] != 'adamw' and not any(setting.startswith('weight_decay=') for setting in args.recipe):
+        MODEL.pop('weight_decay', None)         # which would do nothing, and is refused
     if args.one:
         return one(args)
     seconds = args.seconds
