@@ -44,7 +44,9 @@ class HyperParams:
         ms.hyper.optimizer = 'adam'
 
     layers, state_size, layernorm, init and valid_frac are set once, when
-    the model is made.
+    the model is made. The defaults of the first five, and RMSProp, are
+    the original's, small and careful. A lower loss in the same time:
+    optimizer='adamw', learnrate=0.004, trainmodel(schedule='linear').
     A wrong name raises TypeError (AttributeError where it is assigned)
     and names the nearest right one; a value of the wrong type raises
     TypeError, one out of range ValueError.
@@ -59,7 +61,7 @@ class HyperParams:
     beta1: float = _hyper(0.9, "share of Adam's and AdamW's running mean of gradients that a step keeps", high=1)
     beta2: float = _hyper(0.999, "share of Adam's and AdamW's running mean of squared gradients that a step keeps", high=1)
     momentum: float = _hyper(0.9, "share of SGD's velocity that a step keeps", high=1)
-    weight_decay: float = _hyper(0.01, "share, times learnrate, by which AdamW's step shrinks the weight matrices")
+    weight_decay: float = _hyper(0.1, "share, times learnrate, by which AdamW's step shrinks the weight matrices")
     clipping: str = _choice('what `clip` bounds, each element of the gradient or its norm over all parameters', 'value', 'norm')
     clip: float = _hyper(5.0, 'the bound beyond which a gradient is clipped', islowallowed=False)
     dropout: float = _hyper(0.0, 'share of the values between layers that a training step sets to 0', high=1)

@@ -32,7 +32,7 @@ for variable in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE'):          # they choos
     os.environ.pop(variable, None)
 
 # What the README recommends for two minutes and a megabyte.
-MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adamw', 'learnrate': 0.004, 'weight_decay': 0.1}
+MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adamw', 'learnrate': 0.004}
 TRAINING = {'batchsize': 16, 'schedule': 'linear'}
 WINDOW = 64
 NAMES = {'ours': 'RN-GRU', 'peer': 'PyTorch nn.GRU'}
@@ -227,8 +227,6 @@ def main():
         except (SyntaxError, ValueError):       # a word
             pass
         (TRAINING if name in ('batchsize', 'schedule', 'warmup', 'clear_state', 'patience') else MODEL)[name] = value
-    if MODEL['optimizer'] != 'adamw' and not any(setting.startswith('weight_decay=') for setting in args.recipe):
-        MODEL.pop('weight_decay', None)         # which would do nothing, and is refused
     if args.one:
         return one(args)
     seconds = args.seconds

@@ -61,7 +61,7 @@ def test_signatures_are_those_of_the_contract():
     assert defaults(ModelState.initfromsrcfile) == {'modeltype': 'GRUEncode', 'seq_len': 100, 'init_checkpoint': True, 'encoding': None,
                                                     'seed': None, 'start_from': None, 'verbose': True}
     assert defaults(HyperParams) == {'layers': 1, 'state_size': 128, 'learnrate': 0.001, 'decay': 0.95, 'regcost': 0.0,
-                                     'optimizer': 'rmsprop', 'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.01,
+                                     'optimizer': 'rmsprop', 'beta1': 0.9, 'beta2': 0.999, 'momentum': 0.9, 'weight_decay': 0.1,
                                      'clipping': 'value', 'clip': 5.0, 'dropout': 0.0, 'layernorm': False, 'ema': 0.0,
                                      'precision': 'float32', 'init': 'uniform', 'valid_frac': 0.0}
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
