@@ -130,7 +130,7 @@ def peer(args, make):
     before = time.monotonic()
     validate()
     validation, left = time.monotonic() - before, args.seconds - (time.time() - START)
-    rounds = max(min(int(left / 20 / validation), 10), 1)
+    rounds = max(min(int(left / 20 / validation), 10), 5 if args.plot else 1)
     steps = max(int((left - rounds * validation) / each), 1)
     run, points = Run(steps, -(-steps // rounds), B, 0, **{name: TRAINING[name] for name in ('schedule', 'warmup') if name in TRAINING}), []
     states, optimizer = begin()
@@ -195,7 +195,10 @@ def draw(path, results, title):
         for i, result in enumerate(runs):
             seconds, _, losses = zip(*result['points'])
             axis.plot(seconds, losses, color=colour, marker='.', linewidth=1, label=None if i else NAMES[contender])
-        axis.annotate(f'{losses[-1]:.3f}', (seconds[-1], losses[-1]), (4, 0), textcoords='offset points', va='center', color=colour)
+        last = [result['points'][-1] for result in runs]
+        at = sum(seconds for seconds, _, _ in last) / len(last), sum(loss for _, _, loss in last) / len(last)
+        axis.annotate(f'{at[1]:.3f}', at, (0, -12), textcoords='offset points', ha='center', color=colour)
+    axis.margins(0.08)
     axis.set(title=title, xlabel='seconds from the start of the process', ylabel='validation loss, nats per character')
     axis.title.set_fontsize(9)
     axis.grid(alpha=0.3)
