@@ -7,7 +7,8 @@ kernels; and beside it what PyTorch's nn.GRU reaches by the same recipe in the s
 
 name=value: another recipe, of what initfromsrcfile and trainmodel take; without, the README's for two minutes and a megabyte. bfloat16 is
 computed in whatever the processor: without the instruction slower, but with the same result. Each run is a process of its own; imports,
-encoding and compilation of the graphs are in its seconds; the kernels, compiled once for a machine, are made ready before.
+encoding and compilation of the graphs are in its seconds; the kernels, compiled once for a machine, are made ready before. It validates
+at its end alone, but where --plot asks for a curve.
 
 Losses are in nats per character over the whole held-out part: "carried on", as the library reads it, the state going on from its
 beginning to its end in as many stretches as the batch has rows; "in windows", as transformers are measured, every 64 characters afresh.
@@ -55,7 +56,7 @@ def ours(args, make):
         rounds = 10 if args.plot else 1
         length = {'num_rounds': rounds, 'train_len': -(-steps // rounds)}
     else:
-        length = {'minutes': (args.seconds - (time.time() - START)) / 60}
+        length = {'minutes': (args.seconds - (time.time() - START)) / 60, 'train_len': 0 if args.plot else 10 ** 9}
     ms.trainmodel(**length, print_every=0, keep=1, **TRAINING)
     validations = ms.history().validations
     seconds = validations['time'].astype('int64') / 1e3 - START
