@@ -53,10 +53,7 @@ def encodefile(srcfile, outfile, seq_len=100, encoding=None, morechars=''):
         before = _fingerprint(file)
         size = before[0]
         codec, skip = _codec(file.read(4), encoding)
-        try:
-            charset, numchars, numundecodable = _survey(_blocks(file, codec, skip, size), srcfile, size, morechars)
-        except UnicodeError as error:       # the few codecs that don't know error handlers
-            raise TextError(f"{srcfile} can't be decoded as {encoding!r} ({reason(error)}): name another encoding") from error
+        charset, numchars, numundecodable = _surveyed(_blocks(file, codec, skip, size), srcfile, size, encoding, morechars)
         changed = TextError(f"{srcfile} changed while it was being read: try again when nothing writes to it")
         if _fingerprint(file) != before:
             raise changed
@@ -85,6 +82,18 @@ def encodefile(srcfile, outfile, seq_len=100, encoding=None, morechars=''):
     return charset, DataSet.load(outfile, numchars, seq_len, len(charset)), numundecodable
 
 
+def survey(srcfile, encoding=None):
+    """(charset, numchars, numundecodable) that `encodefile` would find in a text file: writes nothing, in half its time.
+
+    Raises what encodefile raises for a path, an encoding, and a text that is empty or binary.
+    """
+    _checkencoding(encoding)
+    srcfile = os.fsdecode(srcfile)
+    with _opentext(srcfile) as file:
+        size, (codec, skip) = _fingerprint(file)[0], _codec(file.read(4), encoding)
+        return _surveyed(_blocks(file, codec, skip, size), srcfile, size, encoding)
+
+
 def readtext(source, encoding=None):
     """(text, numundecodable) of a whole text in memory, read as encodefile reads one: decoded, line ends as LF, without byte-order mark.
 
@@ -101,10 +110,15 @@ def readtext(source, encoding=None):
     else:
         name, data = getattr(source, 'name', 'the file'), source.read()
     codec, skip = _codec(data[:4], encoding)
+    numundecodable = _surveyed(_blocks(io.BytesIO(data), codec, skip, len(data)), name, len(data), encoding)[2]
+    return ''.join(_blocks(io.BytesIO(data), codec, skip, len(data))).replace(_MARK, UNKNOWN), numundecodable
+
+
+def _surveyed(blocks, name, size, encoding, morechars=''):
+    """`_survey` of a text that is called `name`, or a TextError where it is in another encoding."""
     try:
-        numundecodable = _survey(_blocks(io.BytesIO(data), codec, skip, len(data)), name, len(data))[2]
-        return ''.join(_blocks(io.BytesIO(data), codec, skip, len(data))).replace(_MARK, UNKNOWN), numundecodable
-    except UnicodeError as error:
+        return _survey(blocks, name, size, morechars)
+    except UnicodeError as error:       # the few codecs that don't know error handlers
         raise TextError(f"{name} can't be decoded as {encoding!r} ({reason(error)}): name another encoding") from error
 
 

@@ -236,6 +236,25 @@ def rounds(path, count, most=30):
         raise WorkDirError(f"'{path}' is damaged ({reason(error)}): put a good copy in its place or move it away") from error
 
 
+def latest(path):
+    """(updates, loss) of the last whole row in the history of the working directory `path`, whose end alone is read; None without any.
+
+    Raises OSError or WorkDirError as `read` does.
+    """
+    path = os.path.join(path, FILE)
+    with os.fdopen(_opened(path, os.O_RDONLY), 'rb') as file:
+        head = file.readline(TAIL)
+        file.seek(max(len(head), os.fstat(file.fileno()).st_size - TAIL))
+        rows = file.read().split(b'\n')[:-1]
+    if not rows:
+        return None
+    names, row = _columns(path, head), rows[-1].split(b',')
+    try:
+        return int(row[names.index('updates')]), float(row[names.index('loss')])
+    except (ValueError, IndexError) as error:
+        raise WorkDirError(f"'{path}' is damaged ({reason(error)}): put a good copy in its place or move it away") from error
+
+
 def _texts(text, names):
     """A dict of column name -> what a file says there, a sequence of str; columns that it lacks are filled."""
     rows = csv.reader(io.StringIO(text, newline=''))

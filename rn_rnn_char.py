@@ -11,6 +11,7 @@ try:
     from dataset import CharSet, DataSet
     from errors import RNGRUError
     from model import HyperParams, ModelState, generatestring
+    from trials import tryhyper
 except ImportError as error:
     if __name__ != '__main__' or error.name not in (None, 'numpy', 'pytensor', 'theano', 'tqdm'):   # None: RN_GRU_ENGINE is wrong
         raise
@@ -19,7 +20,7 @@ except ImportError as error:
     print(f'RN-GRU: {error}{way}', file=sys.stderr, flush=True)
     os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
 
-__all__ = ['ModelState', 'HyperParams', 'generatestring', 'CharSet', 'DataSet', 'RNGRUError']
+__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'CharSet', 'DataSet', 'RNGRUError']
 
 if __name__ == '__main__':
     if sys.argv[1:]:

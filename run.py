@@ -154,14 +154,19 @@ def resumed(ms, asked):
     if last is None or 'run' not in last.facts:
         raise ValueError('there is no run to finish: begin one, without resume=True')
     run = Run.fromfacts(last.facts['run'])
-    best = ms.workdir.scan()[0].best
-    isended = not run.bestlast or 'copyof' in last.facts or best is None or best.name == last.name        # else it has still to go back
-    if run.isover and isended:
+    if isended(ms.workdir, last):
         raise ValueError('there is no run to finish: the last one ended as it was meant to, so train on without resume=True')
     if (model.updates, model.epoch, model.pos) != (last.facts.get('updates', 0), last.epoch, last.pos):
         raise ValueError(f'the network in memory is not that of its last checkpoint, {last.name}, from which resume=True goes on: '
                          'ms.restore() brings that one back')
     return run, None
+
+
+def isended(workdir, last):
+    """Whether the run that the Checkpoint `last`, a WorkDir's latest, stands in has ended as it was meant to."""
+    run, best = Run.fromfacts(last.facts['run']), workdir.scan()[0].best
+    # One that ends on the best checkpoint has still to go back, where that isn't the last one or its copy.
+    return run.isover and (not run.bestlast or 'copyof' in last.facts or best is None or best.name == last.name)
 
 
 def planned(run, seconds, stepseconds, validationseconds, validationsteps):

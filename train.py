@@ -165,14 +165,14 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=No
 def _heading(ms, run, epochsteps):
     """Say what comes."""
     validation = (f'validation on the {ms.heldout.numchars:,} characters held out' if ms.heldout
-                  else f'validation on the {_count(run.valid_len, "step")} behind each')
+                  else f'validation on the {counted(run.valid_len, "step")} behind each')
     dear = not ms.heldout and run.valid_len == epochsteps
     schedule = '' if run.schedule == 'constant' and not run.warmup else (
         f'\nLearning rate {ms.hyper.learnrate:g}, {run.schedule}'
         + (f' to {run.end_learnrate:g}' if run.schedule != 'constant' else '')
-        + (f', after {_count(run.warmup, "step")} of warm-up' if run.warmup else '') + '.')
-    left = (f'{_count(run.rounds, "round")} of {_count(run.train_len, "step")}' if not run.done
-            else f'{run.steps - run.done:,} of {_count(run.steps, "step")} left')
+        + (f', after {counted(run.warmup, "step")} of warm-up' if run.warmup else '') + '.')
+    left = (f'{counted(run.rounds, "round")} of {counted(run.train_len, "step")}' if not run.done
+            else f'{run.steps - run.done:,} of {counted(run.steps, "step")} left')
     report.say(f'{ms._describe()}.\n'
                f'{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {native.describe()}.\n'
                f'{left} from epoch {ms.model.epoch}, position {ms.model.pos},\nwith {validation}'
@@ -196,7 +196,7 @@ def _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched=None):
             progress.close()
         loss = None if interrupts.asked else _validate(ms, run, epochsteps, interrupts, saver, title)
         if interrupts.asked:
-            stopped = f'Stopped in round {run.validated + 1}, after {_count(run.round - run.left, "step")} of {run.round:,}'
+            stopped = f'Stopped in round {run.validated + 1}, after {counted(run.round - run.left, "step")} of {run.round:,}'
             howon = '\nresume=True (on the command line --resume) finishes the run.' if run.done else ''
             if not saver.losses:
                 report.say(f'{stopped}: nothing has changed since the last checkpoint.{howon}')
@@ -222,7 +222,7 @@ def _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched=None):
 def _endonbest(ms, run, saver):
     """Go back to the best checkpoint, where that is not the one in memory, and make it the latest."""
     if run.validated < run.rounds:
-        report.say(f'Stopped early: {_count(run.since, "validation")} in a row brought no lower loss.')
+        report.say(f'Stopped early: {counted(run.since, "validation")} in a row brought no lower loss.')
     best = ms.workdir.scan()[0].best
     if best is None or saver.error or best.name == ms.checkpoint.name:
         return
@@ -246,7 +246,8 @@ def _change(kind, before, loss):
     return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than before{" training" * (kind == "untrained")}'
 
 
-def _count(number, thing):
+def counted(number, thing):
+    """'3 rounds', '1 round'."""
     return f'{number:,} {thing}{"s" * (number != 1)}'
 
 
