@@ -222,8 +222,8 @@ class Watch:
             trial.state, trial.why = 'failed', result['why']
         for text in result.get('warnings', ()):
             report.warn(f'{trial.name}: {text}')
-        self.count += 1
         if trial.state != 'waiting':
+            self.count += 1
             report.say(f'{self.count}/{len(self.trials)} {trial.name}: {trial.state}' + (
                 f', {trial.why}' if trial.why else f', validation loss {lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
 
