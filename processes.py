@@ -107,7 +107,7 @@ def _ending(code):
 
 
 def serve():
-    """In the process: carry out the call that standard input tells, and answer on standard output; what is printed goes to standard error."""
+    """In the process: carry out the call that standard input tells, answer on standard output; what is printed goes to standard error."""
     signal.signal(signal.SIGINT, signal.default_int_handler)        # ignored where the caller runs in a shell's background
     answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)

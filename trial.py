@@ -153,7 +153,7 @@ def _train(task):
         except FloatingPointError as error:     # the same bits would bring it about again
             savefacts(path / FACTS, {**task['facts'], 'diverged': sentence(error)})
             return False
-        if not isended(ms.workdir, ms.checkpoint):
+        if 'run' not in ms.checkpoint.facts or not isended(ms.workdir, ms.checkpoint):      # no step of it was made, or not all
             return True
     savefacts(path / FACTS, {**task['facts'], **_achieved(ms.checkpoint)})
     return False

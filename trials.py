@@ -16,7 +16,7 @@ import report
 from checkpoint import WorkDir
 from dataset import DataSet
 from encode import checksource, survey
-from errors import WorkDirError, checkbool, checkint, checkpath, reason, short
+from errors import RNGRUError, WorkDirError, checkbool, checkint, checkpath, reason, short
 from grid import GRID, RUN, settingsof
 from layers import MODELTYPES
 from processes import Processes
@@ -217,9 +217,13 @@ class Watch:
 
     def ended(self, trial, result):
         """This trial came to an end, with what `runtrial` gave."""
-        trial.read()
-        if not trial.isended and result.get('why'):
-            trial.state, trial.why = 'failed', result['why']
+        why = result.get('why')
+        try:
+            trial.read()
+        except (OSError, RNGRUError) as error:
+            why = why or sentence(error)
+        if why and not trial.isended:
+            trial.state, trial.why = 'failed', why
         for text in result.get('warnings', ()):
             report.warn(f'{trial.name}: {text}')
         if trial.state != 'waiting':

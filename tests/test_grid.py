@@ -48,8 +48,9 @@ def test_names_of_models_and_of_runs_stand_in_a_grid_too():
 
 
 @pytest.mark.parametrize('grid, error, words', [
-    ({'lernrate': [0.1]}, TypeError, ['lernrate', 'did you mean learnrate?']), ({'batch_size': [4]}, TypeError, ['did you mean batchsize?']),
-    ({'threads': [1]}, TypeError, ["'threads'", 'There are']), ([{'layer': 2}], TypeError, ['did you mean layers?']),
+    ({'lernrate': [0.1]}, TypeError, ['lernrate', 'did you mean learnrate?']),
+    ({'batch_size': [4]}, TypeError, ['did you mean batchsize?']), ({'threads': [1]}, TypeError, ["'threads'", 'There are']),
+    ([{'layer': 2}], TypeError, ['did you mean layers?']),
     ({7: [1]}, TypeError, ['7']),
     ({'keep': [1]}, TypeError, ['keep stands beside the grid only']), ({'layers': [0]}, ValueError, ['layers', '0']),
     ({'layers': [1, 1.5]}, TypeError, ['layers', '1.5']), ({'learnrate': 0.1}, TypeError, ['learnrate takes a list', '[0.1]']),
