@@ -57,14 +57,14 @@ class Trial:
         """Take state and loss from its directory; WorkDirError where that is of
         another trial."""
         self.state = 'waiting'
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise WorkDirError(f"'{self.workdir}' is a file: name another workdir for the trials")
         try:
             facts = loadfacts(self.workdir / FACTS)
         except FileNotFoundError:
             if self.workdir.is_dir() and any(name.endswith('.p') for name in os.listdir(self.workdir)):
                 raise WorkDirError(f"'{self.workdir}' is no trial's directory: name another workdir for the trials") from None
             return
-        except NotADirectoryError:
-            raise WorkDirError(f"'{self.workdir}' is a file: name another workdir for the trials") from None
         if (facts.get('text'), facts.get('encoding')) != (self.facts['text'], self.facts['encoding']):
             raise WorkDirError(f"'{self.workdir}' was a trial of another text, or of an earlier state of this one: name another workdir")
         before = facts['setting'] if isinstance(facts.get('setting'), dict) else {}

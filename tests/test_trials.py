@@ -141,7 +141,8 @@ def test_two_workers_give_bit_for_bit_what_each_setting_gives_alone_and_the_best
     assert [trial.loss for trial in again] == [trial.loss for trial in found] and not executor.tasks
 
 
-@pytest.mark.parametrize('how, state', [(killed, 'failed'), (interrupting, 'interrupted')])
+@pytest.mark.parametrize('how, state', [
+    pytest.param(killed, 'failed', id='killed'), pytest.param(interrupting, 'interrupted', id='interrupted', marks=pytest.mark.long)])
 def test_what_was_broken_off_goes_on_to_the_same_bits(srcfile, tmp_path, monkeypatch, how, state):
     grid = {'learnrate': [0.01, 0.02]}
     monkeypatch.setattr(trials, 'Processes', lambda *_: Instead('learnrate=0.01', how))
@@ -275,7 +276,7 @@ def test_what_a_trial_warns_of_or_fails_by_is_said_with_its_name(srcfile, tmp_pa
 def test_what_is_wrong_is_refused_before_anything_is_written_or_started(srcfile, tmp_path, grid, options, error, words, monkeypatch):
     monkeypatch.setattr(trials, '_carryout', lambda *_: pytest.fail('started'))
     with pytest.raises(error) as caught:
-        tryhyper(srcfile, tmp_path / 'tries', grid, **options)
+        tryhyper(srcfile, tmp_path / 'tries', grid, **{'seq_len': 10, **options})
     assert '\n' not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
     assert os.listdir(tmp_path) == ['text.txt']
 
@@ -373,6 +374,7 @@ def test_progress_goes_by_the_ends_of_the_histories(srcfile, tmp_path, monkeypat
     assert len(shown) == 1
 
 
+@pytest.mark.anyengine
 def test_the_curves_of_those_that_learnt_are_drawn(srcfile, tmp_path, monkeypatch):
     pytest.importorskip('matplotlib')
     monkeypatch.setattr(trials, '_draw', DRAW)
