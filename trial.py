@@ -37,8 +37,8 @@ class Trial:
     """
 
     def __init__(self, directory, setting, fixed, checksum):
-        """directory: of all of them, a path; fixed: a dict of what holds for all;
-        checksum: the text's."""
+        """directory: the path of what all trials are in; fixed: a dict of what
+        holds for all; checksum: the text's."""
         self.name, self.setting = nameof(setting), setting
         self.workdir = directory / self.name
         self.full = {**GRID, **{name: value for name, value in fixed.items() if name in GRID}, **setting}

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 import encode
 import storage
 from dataset import CharSet
-from encode import encodefile, readtext
+from encode import encodefile, readtext, survey
 from errors import TextError
 
 
@@ -294,7 +294,8 @@ def test_what_a_killed_process_left_half_encoded_is_removed(tmp_path):
     (b'h\xe9', 'latin-1', 'h\xe9', 0),
     (b'twenty characters \xff and more', None, 'twenty characters \ufffd and more', 1),
     ('\ufffd stays'.encode(), None, '\ufffd stays', 0)])
-def test_readtext_gives_the_text_itself_of_a_file_or_a_pipe(tmp_path, monkeypatch, size, source, encoding, text, numundecodable):
+def test_readtext_gives_the_text_itself_and_survey_its_size_and_characters(tmp_path, monkeypatch, size, source, encoding, text,
+                                                                           numundecodable):
     tinychunks(monkeypatch, size)
     (tmp_path / 'text').write_bytes(source)
     assert readtext(tmp_path / 'text', encoding) == (text, numundecodable)
@@ -303,16 +304,21 @@ def test_readtext_gives_the_text_itself_of_a_file_or_a_pipe(tmp_path, monkeypatc
         file.write(source)
     with open(reader, 'rb') as file:
         assert readtext(file, encoding) == (text, numundecodable)
+    charset, *counts = survey(tmp_path / 'text', encoding)
+    assert counts == [len(text), numundecodable] and charset.chars == '\ufffd' + ''.join(sorted(set(text) - {'\ufffd'}))
 
 
 @pytest.mark.parametrize('source, encoding, error, words', [
     (b'', None, TextError, 'empty'), (b'a\0b', None, TextError, 'NUL'),
     (b'\xff' * 20, None, TextError, 'binary file or in another encoding'),
     (b'text', 'martian', LookupError, 'martian')])
-def test_readtext_refuses_what_encodefile_refuses(tmp_path, source, encoding, error, words):
+def test_readtext_and_survey_refuse_what_encodefile_refuses(tmp_path, source, encoding, error, words):
     (tmp_path / 'text').write_bytes(source)
     for file in tmp_path / 'text', io.BytesIO(source):
         with pytest.raises(error, match=words):
             readtext(file, encoding)
-    with pytest.raises(IsADirectoryError):
-        readtext(tmp_path)
+    with pytest.raises(error, match=words):
+        survey(tmp_path / 'text', encoding)
+    for function in readtext, survey:
+        with pytest.raises(IsADirectoryError):
+            function(tmp_path)

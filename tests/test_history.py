@@ -398,3 +398,30 @@ def test_rounds_of_what_is_no_history_raise_as_read_does(tmp_path):
         path.write_bytes(damage)
         with pytest.raises(WorkDirError):
             history.rounds(tmp_path, 10)
+
+
+def test_the_latest_row_is_the_last_whole_one_of_whatever_length_the_history_is(path, tmp_path):
+    log = History(path)
+    step(log, 1, 3.5)
+    log.flush()
+    assert history.latest(tmp_path) == (1, 3.5)
+    validation(log, 1, 2.25)
+    log.flush()
+    assert history.latest(tmp_path) == (1, 2.25)
+    for updates in range(2, 300):
+        step(log, updates, updates / 4)
+    log.flush()
+    assert path.stat().st_size > 3 * history.TAIL and history.latest(tmp_path) == (299, 74.75)
+    with open(path, 'a') as file:
+        file.write('2026-01-01T00:00:00.000Z,step,300,0,300')
+    assert history.latest(tmp_path) == (299, 74.75)
+    path.write_text(HEADER + '\n')
+    assert history.latest(tmp_path) is None
+    path.write_text(HEADER[:20])
+    assert history.latest(tmp_path) is None
+    path.write_text(HEADER + '\n,step,many,0,0,0,1.0,,,,,,1\n')
+    with pytest.raises(WorkDirError, match='damaged'):
+        history.latest(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        history.latest(tmp_path)

@@ -28,6 +28,8 @@ from plot import plot
 from reading import Score
 from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
 from run import Run
+from trial import Trial
+from trials import Trials
 
 ROOT = Path(__file__).parent.parent
 TEXT = ''.join(f'Line {i}: the quick brown fox, {i * i}.\n' for i in range(60))
@@ -75,7 +77,8 @@ def test_signatures_are_those_of_the_contract():
 
 def helped():
     """(name, object) of what help() shows of the public names, of the classes that their methods give, and of our own exceptions."""
-    given = [Checkpoint, Checkpoints, FoundNeurons, Gates, HeldOut, Info, Neurons, Score, Stream, Surprise, Table, TextState, plot]
+    given = [Checkpoint, Checkpoints, FoundNeurons, Gates, HeldOut, Info, Neurons, Score, Stream, Surprise, Table, TextState, Trial,
+             Trials, plot]
     own = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, RNGRUError)]
     for each in [*(getattr(rn_rnn_char, name) for name in rn_rnn_char.__all__), *given, *own]:
         yield each.__name__, each
