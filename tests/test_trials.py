@@ -2,13 +2,14 @@
 
 import contextlib
 import math
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,18 @@ def test_an_executor_of_ones_own_runs_them_and_what_goes_wrong_ends_no_other(src
     found = tryhyper(srcfile, tmp_path / 'tries', grid, executor=executor, train_len=20, **SMALL)
     assert [Path(task['directory']).name for task in executor.tasks[2:]] == ['layers=2']
     assert [trial.state for trial in found] == ['done', 'done', 'diverged'] and math.isnan(found[2].loss)
+
+
+@pytest.mark.parametrize('pool', [
+    lambda: ThreadPoolExecutor(2),
+    pytest.param(lambda: ProcessPoolExecutor(2, multiprocessing.get_context('spawn')), marks=pytest.mark.long)], ids=['threads', 'processes'])
+def test_pythons_own_executors_give_the_same_and_are_left_open(srcfile, tmp_path, pool):
+    before = report.verbose
+    with pool() as executor:
+        found = byname(tryhyper(srcfile, tmp_path / 'tries', {'learnrate': [0.01, 0.02, 0.03]}, executor=executor, train_len=20, **SMALL))
+        assert executor.submit(int, '7').result(30) == 7
+    assert report.verbose is before and {trial.state for trial in found.values()} == {'done'}
+    assert_same(found['learnrate=0.02'], alone(srcfile, tmp_path / 'alone', {'train_len': 20}, learnrate=0.02))
 
 
 def test_a_trial_that_raises_and_an_executor_that_breaks_are_told(srcfile, tmp_path):
