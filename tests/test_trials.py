@@ -227,8 +227,8 @@ def test_an_executor_of_ones_own_runs_them_and_what_goes_wrong_ends_no_other(src
 
 
 @pytest.mark.parametrize('pool', [
-    lambda: ThreadPoolExecutor(2),
-    pytest.param(lambda: ProcessPoolExecutor(2, multiprocessing.get_context('spawn')), marks=pytest.mark.long)], ids=['threads', 'processes'])
+    pytest.param(lambda: ThreadPoolExecutor(2), id='threads'),
+    pytest.param(lambda: ProcessPoolExecutor(2, multiprocessing.get_context('spawn')), id='processes', marks=pytest.mark.long)])
 def test_pythons_own_executors_give_the_same_and_are_left_open(srcfile, tmp_path, pool):
     before = report.verbose
     with pool() as executor:
