@@ -17,8 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 
 from errors import short
 
@@ -33,7 +32,7 @@ class Processes(Executor):
     environment  a dict of str -> str, what they have in their environment besides ours
 
     A terminal's Ctrl-C doesn't reach the processes but through `stop`, once. Should this process be killed, they are stopped too.
-    A future's result is the function's; it raises what that raised (KeyboardInterrupt where it was stopped), or BrokenProcessPool where
+    A future's result is the function's; it raises what that raised (KeyboardInterrupt where it was stopped), or BrokenExecutor where
     the process ended otherwise, with the reason.
     """
 
@@ -95,7 +94,7 @@ class Processes(Executor):
                 return value
             raise value
         said = next((line.strip() for line in reversed(lines) if line.strip()), '')
-        raise BrokenProcessPool(f'its process {_ending(process.returncode)}' + (f', and said {short(said)}' if said else ''))
+        raise BrokenExecutor(f'its process {_ending(process.returncode)}' + (f', and said {short(said)}' if said else ''))
 
 
 def _ending(code):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
@@ -96,9 +96,9 @@ def test_an_exception_comes_back():
 def test_a_process_that_dies_says_how_and_ends_no_other():
     with Processes(1) as executor:
         killed, left, last = executor.submit(dies, signal.SIGKILL), executor.submit(leaves), executor.submit(place)
-        with pytest.raises(BrokenProcessPool, match="ended by SIGKILL.*memory.*said 'last words'"):
+        with pytest.raises(BrokenExecutor, match="ended by SIGKILL.*memory.*said 'last words'"):
             killed.result(30)
-        with pytest.raises(BrokenProcessPool, match='exit code 3'):
+        with pytest.raises(BrokenExecutor, match='exit code 3'):
             left.result(30)
         assert last.result(30)[3] == ()
 
@@ -119,7 +119,7 @@ def test_kill_ends_them_at_once(tmp_path):
         future = executor.submit(waits, str(tmp_path / 'word'))
         until(lambda: holds(tmp_path / 'word', 'begun'))
         executor.kill()
-        assert isinstance(future.exception(30), BrokenProcessPool)
+        assert isinstance(future.exception(30), BrokenExecutor)
     assert (tmp_path / 'word').read_text() == 'begun'
 
 

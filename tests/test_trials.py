@@ -273,6 +273,18 @@ def test_what_a_trial_warns_of_or_fails_by_is_said_with_its_name(srcfile, tmp_pa
     assert any(word in line for line in said for word in words), said
 
 
+def test_ctrl_c_before_the_first_step_interrupts_a_trial_and_leaves_the_others_waiting(srcfile, tmp_path, monkeypatch):
+    rounds = train._rounds
+    monkeypatch.setattr(train, '_rounds', lambda *arguments: os.kill(os.getpid(), signal.SIGINT) or rounds(*arguments))
+    executor = Inline()
+    found = tryhyper(srcfile, tmp_path / 'tries', {'seed': [1, 2]}, executor=executor, train_len=4, **SMALL)
+    assert [(trial.name, trial.state, trial.why) for trial in found] == [('seed=1', 'interrupted', ''), ('seed=2', 'waiting', '')]
+    assert len(executor.tasks) == 1 and os.listdir(tmp_path / 'tries') == ['seed=1'] and found.best is None
+    monkeypatch.setattr(train, '_rounds', rounds)
+    found = tryhyper(srcfile, tmp_path / 'tries', {'seed': [1, 2]}, executor=executor, train_len=4, **SMALL)
+    assert_same(byname(found)['seed=1'], alone(srcfile, tmp_path / 'alone', {'train_len': 4}))
+
+
 # --- What is refused --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('grid, options, error, words', [
