@@ -141,6 +141,14 @@ class WorkDir:
         finally:
             lock.close()
 
+    def make(self):
+        """Make the directory where there is none; WorkDirError where that can't be done, or no file can be made in it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise self._unusable(err) from err
+        self.checkwritable()
+
     def checkwritable(self):
         """WorkDirError where no file can be made here, which is known by making one."""
         try:

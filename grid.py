@@ -1,8 +1,10 @@
 """The settings of a grid of trials: their names and values, checked, and what each setting's directory is called."""
 
+import collections
 import hashlib
 import inspect
 import itertools
+import numbers
 
 import numpy as np
 
@@ -44,9 +46,8 @@ def settingsof(grid, fixed):
     settings = [{name: setting[name] for name in GRID if name in setting} for setting in settings]
     if len({{**GRID, **fixed, **setting}['valid_frac'] for setting in settings}) > 1:
         raise ValueError('valid_frac must be the same for all settings: losses on different parts of the text tell nothing of each other')
-    names = [nameof(setting) for setting in settings]
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in collections.Counter(map(nameof, settings)).items():
+        if times > 1:
             raise ValueError(f'the setting {name} stands in the grid twice: leave one of them out')
     for setting in settings:
         checkgiven({name: value for name, value in {**fixed, **setting}.items() if name in HYPER})
@@ -58,7 +59,9 @@ def _values(name, values):
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if not isinstance(values, (list, tuple, range)):
-        raise TypeError(f'{name} takes a list of values in a grid, got {short(values)}: write [{short(values)}]')
+        isone = values is None or isinstance(values, (str, bytes, numbers.Number, np.generic))
+        raise TypeError(f'{name} takes a list of values in a grid, got {short(values)}: '
+                        + (f'write [{short(values)}]' if isone else 'make a list of it'))
     if not values:
         raise ValueError(f'{name} has no values in the grid: give it one or more')
     return [_checked(name, value) for value in values]

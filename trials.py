@@ -80,8 +80,8 @@ def tryhyper(srcfile, workdir, grid, *, workers: int | None = None, threads: int
     workers = None if workers is None else checkint('workers', workers, 1)
     native.checkthreads(threads)
     native.checkkernels()
-    if executor is not None and not callable(getattr(executor, 'submit', None)):
-        raise TypeError(f'executor takes a concurrent.futures executor, got {short(executor)}')
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, 'submit', None))):
+        raise TypeError(f'executor takes a concurrent.futures executor, such as ProcessPoolExecutor(4), got {short(executor)}')
     if executor is not None and workers is not None:
         raise ValueError(f'workers={workers} does nothing with an executor, which has its own: leave one of them out')
     verbose = checkbool('verbose', verbose)
@@ -97,8 +97,7 @@ def tryhyper(srcfile, workdir, grid, *, workers: int | None = None, threads: int
         _checktext(left, srcfile, fixed)
     with report.quiet(not verbose):
         if left:
-            directory.path.mkdir(parents=True, exist_ok=True)
-            directory.checkwritable()
+            directory.make()
             _carryout(left, srcfile, fixed, workers, threads, executor)
             _draw(trials)
         trials.sort(key=Trial.rank)
@@ -110,9 +109,15 @@ def tryhyper(srcfile, workdir, grid, *, workers: int | None = None, threads: int
 
 def _checkdirectory(directory):
     """WorkDirError where trials can't be kept in this WorkDir."""
-    if directory.path.exists() and not directory.path.is_dir():
+    if os.path.isfile(directory.path):
         raise WorkDirError(f"'{directory.path}' is a file: name a directory for the trials")
-    if directory.path.is_dir() and any(name.endswith('-state.p') for name in os.listdir(directory.path)):
+    try:
+        found = os.listdir(directory.path)
+    except FileNotFoundError:
+        return
+    except OSError as error:                    # too long a name, or below a file
+        raise WorkDirError(f"'{directory.path}' cannot be used for the trials ({reason(error)}): name another directory") from error
+    if any(name.endswith('-state.p') for name in found):
         raise WorkDirError(f"'{directory.path}' is the directory of a model: name another one for the trials")
 
 

@@ -290,7 +290,9 @@ def test_ctrl_c_before_the_first_step_interrupts_a_trial_and_leaves_the_others_w
 @pytest.mark.parametrize('grid, options, error, words', [
     ({'lernrate': [1]}, {}, TypeError, ['did you mean learnrate?']), ({'layers': [1]}, {'print_every': 5}, TypeError, ['print_every']),
     ({'layers': [1]}, {'workers': 0}, ValueError, ['workers']), ({'layers': [1]}, {'threads': 'two'}, TypeError, ['threads']),
-    ({'layers': [1]}, {'executor': 3}, TypeError, ['executor', '3']), ({'layers': [1]}, {'verbose': 1}, TypeError, ['verbose']),
+    ({'layers': [1]}, {'executor': 3}, TypeError, ['executor', '3']),
+    ({'layers': [1]}, {'executor': ThreadPoolExecutor}, TypeError, ['ProcessPoolExecutor(4)', 'got <class']),
+    ({'layers': [1]}, {'verbose': 1}, TypeError, ['verbose']),
     ({'layers': [1]}, {'executor': Inline(), 'workers': 2}, ValueError, ['workers=2']),
     ({'batchsize': [8, 500]}, {}, ValueError, ['batchsize 500 needs', 'sequences']),        # what only the text tells
     ({'warmup': [0, 30]}, {'train_len': 30}, ValueError, ['warmup=30']), ({'valid_len': [3]}, {}, ValueError, ['valid_len=3']),
@@ -314,14 +316,17 @@ def test_texts_and_directories_that_cannot_be_used_are_refused(srcfile, tmp_path
     (tmp_path / 'others' / 'layers=1' / 'x-state.p').touch()
     (tmp_path / 'mixed').mkdir()
     (tmp_path / 'mixed' / 'layers=1').touch()
+    (tmp_path / 'link').symlink_to(tmp_path / 'gone')
     for source, directory, error, words in [
             ('none', 'tries', FileNotFoundError, 'none'), ('binary', 'tries', TextError, 'binary'),
-            ('text.txt', 'text.txt', WorkDirError, 'file'), ('text.txt', 'model', WorkDirError, 'directory of a model'),
+            ('text.txt', 'text.txt', WorkDirError, 'file'), ('text.txt', 'text.txt/tries', WorkDirError, 'name another directory'),
+            ('text.txt', 'long' * 100, WorkDirError, 'name another directory'), ('text.txt', 'link', WorkDirError, 'cannot be used'),
+            ('text.txt', 'model', WorkDirError, 'directory of a model'),
             ('text.txt', 'others', WorkDirError, "no trial's directory"), ('text.txt', 'mixed', WorkDirError, 'is a file')]:
         with pytest.raises(error) as caught:
             tryhyper(tmp_path / source, tmp_path / directory, grid, executor=Inline(), **SMALL)
         assert words in str(caught.value) and '\n' not in str(caught.value)
-    assert not (tmp_path / 'tries').exists()
+    assert not (tmp_path / 'tries').exists() and not (tmp_path / 'gone').exists()
 
 
 def test_a_trial_of_the_same_name_but_another_text_or_setting_is_refused(srcfile, tmp_path):
