@@ -9,23 +9,13 @@ import errors
 import inside
 import reading
 from conftest import naive_layernorm, naive_logits, naive_states
-from rn_rnn_char import ModelState
 from rounding import bfloat16
-from test_reading import CHARS, STARTS, TEXT, naive_gates
+from test_reading import CHARS, MODELS, STARTS, TEXT, naive_gates, surprised
 
-MODELS = [('GRUEncode', False), ('GRUResize', False), ('GRUEncode', True)]
-
-
-@pytest.fixture(scope='module', params=MODELS, ids=['GRUEncode', 'GRUResize', 'layernorm'])
+@pytest.fixture(scope='module', **MODELS)
 def ms(request, tmp_path_factory):
-    """2 x 5 units, parameters drawn so that texts surprise it and gates saturate."""
-    directory, (modeltype, layernorm) = tmp_path_factory.mktemp('model'), request.param
-    (directory / 'text').write_text(TEXT)
-    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', modeltype, seq_len=10, layers=2, state_size=5, seed=1,
-                                    init_checkpoint=False, verbose=False, layernorm=layernorm)
-    rng = np.random.RandomState(4)
-    ms.model.set_params({name: rng.uniform(-1.6, 1.6, value.shape) for name, value in ms.model.get_params().items()})
-    return ms
+    """With parameters so large that gates saturate."""
+    return surprised(*request.param, tmp_path_factory.mktemp('model'), 1.6)
 
 
 def codes(text):

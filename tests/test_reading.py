@@ -18,17 +18,22 @@ CHARS = '\ufffd\n abc'
 STARTS = {'a': 15, 'b': 30, 'c': 15}        # lines begin with them
 
 
-@pytest.fixture(scope='module', params=[('GRUEncode', False), ('GRUResize', False), ('GRUEncode', True)],
-                ids=['GRUEncode', 'GRUResize', 'layernorm'])
-def ms(request, tmp_path_factory):
-    """2 x 5 units, parameters drawn so that texts surprise it."""
-    directory, (modeltype, layernorm) = tmp_path_factory.mktemp('model'), request.param
+MODELS = {'params': [('GRUEncode', False), ('GRUResize', False), ('GRUEncode', True)], 'ids': ['GRUEncode', 'GRUResize', 'layernorm']}
+
+
+def surprised(modeltype, layernorm, directory, scale):
+    """A ModelState of 2 x 5 units, parameters drawn between -scale and scale, so that texts surprise it."""
     (directory / 'text').write_text(TEXT)
     ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', modeltype, seq_len=10, layers=2, state_size=5, seed=1,
                                     init_checkpoint=False, verbose=False, layernorm=layernorm)
     rng = np.random.RandomState(4)
-    ms.model.set_params({name: rng.uniform(-1.2, 1.2, value.shape) for name, value in ms.model.get_params().items()})
+    ms.model.set_params({name: rng.uniform(-scale, scale, value.shape) for name, value in ms.model.get_params().items()})
     return ms
+
+
+@pytest.fixture(scope='module', **MODELS)
+def ms(request, tmp_path_factory):
+    return surprised(*request.param, tmp_path_factory.mktemp('model'), 1.2)
 
 
 def naive_shares(ms, text):
