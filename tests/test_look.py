@@ -18,7 +18,7 @@ import inside
 import look
 import page
 import report
-from colours import AMOUNT, SIGNED
+from colours import AMOUNT
 from rn_rnn_char import ModelState
 from test_colours import HOSTILE, SGR, UNSAFE, Terminal
 

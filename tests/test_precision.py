@@ -11,7 +11,7 @@ import compiler
 import layers
 import native
 import ops
-from conftest import ROOT, kernel, naive_vectors, perform, symbol
+from conftest import ROOT, kernel, naive_vectors, perform
 from hyperparams import HyperParams
 from rn_rnn_char import ModelState
 from rounding import bfloat16
