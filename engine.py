@@ -10,7 +10,8 @@ Op              base class of our Ops; a subclass declares its gradient once, as
 Apply           a node of the graph
 Disconnected    `Disconnected()`: the gradient of an input (an index, say) that has none
 isdisconnected  whether a gradient is such a one
-compilefunction, evaluate
+compilefunction, compilejax, evaluate
+held, hold      the array in a shared variable as it lies there, and to put one there
 """
 
 import configparser
@@ -21,6 +22,8 @@ import shutil
 import stat
 import tempfile
 import warnings
+
+import numpy as np
 
 NAMES = ('pytensor', 'theano')
 
@@ -154,6 +157,34 @@ def compilefunction(inputs, outputs, updates=()):
     return f
 
 
+def compilejax(inputs, outputs, updates, jit):
+    """As `compilefunction`, but the whole graph as one computation by JAX; PyTensor only.
+
+    jit(function, inputs, outputs, updated): the compiled form of `function`, which takes the values of the symbolic `inputs` to those of
+    `outputs`; updated: the indices of those inputs that the computation gives new values for.
+    """
+    from pytensor.link.jax.linker import JAXLinker
+
+    class Linker(JAXLinker):
+        def jit_compile(self, function):
+            graph = self.fgraph
+            return jit(function, graph.inputs, graph.outputs, sorted(graph.update_mapping.values()) if graph.update_mapping else [])
+    mode = theano.compile.mode.Mode(linker=Linker(), optimizer=theano.compile.mode.JAX.provided_optimizer)
+    f = theano.function(inputs, outputs, updates=list(updates), mode=mode, accept_inplace=True, on_unused_input='ignore')
+    f.trust_input = True            # else what comes from the device would become NumPy's
+    return f
+
+
+def held(shared):
+    """The array in a shared variable, no copy: NumPy's, or behind a function of `compilejax` JAX's."""
+    return shared.container.storage[0]
+
+
+def hold(shared, array):
+    """Put an array of its type, NumPy's or JAX's, into a shared variable as it is."""
+    shared.container.storage[0] = array
+
+
 def evaluate(outputs, givens):
     """Values of `outputs` (variables) given those of others (a dict), by each Op's NumPy `perform`: nothing is compiled.
 
@@ -166,7 +197,7 @@ def evaluate(outputs, givens):
             node = variable.owner
             if node is None:
                 values[variable] = (variable.data if isinstance(variable, Constant)
-                                    else variable.get_value(borrow=True))
+                                    else np.asarray(held(variable)))
             else:
                 storage = [[None] for _ in node.outputs]
                 node.op.perform(node, [value(i) for i in node.inputs], storage)

@@ -1,57 +1,25 @@
 """The networks as Theano graphs: GRUEncode and GRUResize over their common base.
 
-Graph-building methods take and give Theano expressions and compile nothing; the compiled functions are cached
-properties, built when they are first asked for. Letters as in `ops`: `T` steps, `B` rows, `H` state size, `V` vocabulary, `L` layers.
+Graph-building methods take and give Theano expressions and compile nothing; what is compiled of them stands in `compiled`. Letters as in `ops`: `T` steps, `B` rows, `H` state size, `V` vocabulary, `L` layers.
 """
 
 import copy
 import math
-import threading
-import time
 from collections.abc import Mapping
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
-import engine
-import native
 import ops
 import report
+from compiled import READERS, Compiled, Settings
 from dropout import Dropout
 from engine import T, theano
 from errors import checkmemory, short
 from hyperparams import HyperParams
 from layernorm import LayerNorm, normalised
-from sampling import ReadText, SampleText
-from update import CACHES, Update
 
 
-DROPOUT = 'float32', 'int64', 'int64'           # of a training step's p, seed and updates: see `dropout.Dropout`
-READERS = 'sampletext', 'allstates'             # the compiled functions that `ModelParams.read` chooses a precision for
-
-
-class Settings(NamedTuple):
-    """What of the hyperparameters decides which caches there are and what a training step is compiled to."""
-
-    optimizer: str = ''
-    clipping: str = ''
-    averaged: bool = False
-    dropout: bool = False
-    precision: str = 'float32'
-
-    @classmethod
-    def of(cls, hyper):
-        """Those of `hyper`, HyperParams."""
-        return cls(hyper.optimizer, hyper.clipping, hyper.ema > 0, hyper.dropout > 0, hyper.precision)
-
-    @property
-    def kinds(self):
-        """First letters of the caches that there are."""
-        return CACHES[self.optimizer] + 'e' * self.averaged
-
-
-class ModelParams:
+class ModelParams(Compiled):
     """A network's parameters, its optimizer's caches and its place in the text; the base of the model types.
 
     Parameters (get_params, set_params): float32 arrays by name. Per layer l from 0: `U{l}` (inputs, 3H), `W{l}` (H, 3H), `b{l}` (3H,),
@@ -77,6 +45,7 @@ class ModelParams:
         """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from; hyper (HyperParams): init, layernorm and
         what `prepare` reads, None: the defaults. MemoryError for a network beyond this machine.
         """
+        super().__init__()
         hyper = hyper or HyperParams()
         self.vocab, self.layers, self.state_size, self.seed = vocab, layers, state_size, seed
         self.layernorm = hyper.layernorm
@@ -95,8 +64,6 @@ class ModelParams:
         self.states = [theano.shared(np.zeros((1, state_size), np.float32), f's{l}') for l in range(layers)]
         self.epoch = self.pos = self.updates = self.cacheupdates = self.characters = 0
         self.seconds = 0.0
-        self._functions = {}                    # compiled, by what they depend on
-        self._reads = None
         self.settings = Settings()
         self._settle(Settings.of(hyper))
 
@@ -158,7 +125,7 @@ class ModelParams:
             for kind in 'mge':
                 cache, isused = self.caches[kind + name], kind in settings.kinds
                 if kind == 'e' and isused and not before.averaged:
-                    cache.set_value(self.params[name].get_value())
+                    cache.set_value(self._value(self.params[name]))
                 elif not isused or kind != 'e' and isother:
                     cache.set_value(np.zeros(shape if isused else (0,) * len(shape), np.float32), borrow=True)
         if isother:
@@ -166,10 +133,6 @@ class ModelParams:
         # Functions of other caches, or that read other parameters now: the next use takes or compiles those that fit.
         read = (settings.averaged, settings.precision) != (before.averaged, before.precision)
         self._forget(*['trainstep'] * (settings != before), *['evaluate', *READERS] * read)
-
-    def _forget(self, *functions):
-        for name in functions:
-            vars(self).pop(name, None)
 
     def _cachenames(self):
         return [kind + name for kind in self.settings.kinds for name in self.params]
@@ -193,7 +156,7 @@ class ModelParams:
         """A dict of name -> float32 array, copies, of the parameters that generate text: with ema the averages, or with averaged=False, as
         always without ema, those that training adjusts.
         """
-        return {name: shared.get_value() for name, shared in (self._reader() if averaged else self).params.items()}
+        return {name: self._value(shared) for name, shared in (self._reader() if averaged else self).params.items()}
 
     def set_params(self, params):
         """Replace parameters, with ema their averages too, by the arrays of a dict of name -> array; those that it leaves out stay.
@@ -227,7 +190,7 @@ class ModelParams:
 
     def get_state(self):
         """The hidden states (L, B, H) that the next step starts from."""
-        return np.stack([s.get_value(borrow=True) for s in self.states])
+        return np.stack([self._value(s) for s in self.states])
 
     def set_state(self, state):
         """Start the next step from hidden states (L, B, H), a float32 array; ValueError for another L or H."""
@@ -239,7 +202,7 @@ class ModelParams:
 
     def arrays(self):
         """Everything that a checkpoint keeps, a dict of name -> array: parameters, caches (`m`, `g`, `e` + name) and `state` (L, B, H)."""
-        caches = {name: self.caches[name].get_value() for name in self._cachenames()}
+        caches = {name: self._value(self.caches[name]) for name in self._cachenames()}
         return {**self.get_params(averaged=False), **caches, 'state': self.get_state()}
 
     @classmethod
@@ -323,129 +286,6 @@ class ModelParams:
         squares = sum(T.sum(T.sqr(self.params[name])) for name in self.weights())
         return self.loss(x, y, s0s)[0] + regcost / 2 * squares / (y.shape[0] * y.shape[1])
 
-    # --- Functions ----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def trainstep(self):
-        """Compiled: (x, y (T, B) int32, hyper, learnrate=None) -> (loss before the update, norm of the gradient before it is clipped,
-        share of its elements that clipping changed, by norm 0 or 1): forward, backward and update of a step.
-
-        hyper: HyperParams, any of whose numbers may differ from call to call. Another optimizer, clipping or ema from or to 0 is
-        compiled when it is first met, and does as in `prepare`. learnrate: in place of hyper.learnrate.
-        The gradient is Theano's of the loss plus regcost W / (T B), which the update adds as it passes over W.
-        """
-        def trainstep(x, y, hyper, learnrate=None):
-            if Settings.of(hyper) != self.settings:
-                self.prepare(hyper)
-            loss, norm, share = self._training()(x, y, np.array((
-                hyper.learnrate if learnrate is None else learnrate, hyper.decay, hyper.beta1, hyper.beta2, hyper.momentum,
-                hyper.weight_decay, hyper.clip, hyper.regcost / x.size, hyper.ema, self.updates, self.cacheupdates)),  # as RATES names them
-                *(np.array(value, dtype) for value, dtype in zip((hyper.dropout, self.seed, self.updates), DROPOUT) if hyper.dropout))
-            self.updates += 1
-            self.cacheupdates += 1
-            return float(loss), float(norm), float(share)
-        self._training()
-        return trainstep
-
-    def _training(self):
-        """The compiled step of the present settings: (x, y, rates) -> (loss, norm, share)."""
-        precision = native.trainable(self.settings.precision)
-        settings = self.settings._replace(precision=precision)
-        if settings in self._functions:
-            return self._functions[settings]
-        x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
-        rates = T.vector('rates', dtype='float64')
-        dropout = [T.scalar(dtype=dtype) for dtype in DROPOUT if settings.dropout]
-        network = self._within(precision)
-        loss, lasts = network.loss(x, y, self.states, gradients=True, dropout=dropout)
-        params, caches = list(self.params.values()), [self.caches[name] for name in self._cachenames()]
-        isweight = np.array([name in self.weights() for name in self.params], np.float32)
-        update = Update(settings.optimizer, settings.clipping, settings.averaged, len(params))
-        *new, norm, share = update(rates, isweight, *params, *caches, *theano.grad(loss, params))
-        self._functions[settings] = _compiled('training', [x, y, rates, *dropout], [loss, norm, share],
-                                              list(zip(params + caches + self.states, new + lasts)))
-        return self._functions[settings]
-
-    @property
-    def reads(self):
-        """The precision in which text is generated and read: see `read`."""
-        return self._reads or native.trainable(self.settings.precision)
-
-    def read(self, precision=None):
-        """Generate and read text in this one of `rounding.PRECISIONS`; None: as in training. Validation stays as in training."""
-        if precision != self._reads:
-            self._reads = precision
-            self._forget(*READERS)
-
-    def _reading(self, what, graph, precision):
-        """The compiled function (inputs, outputs) that graph(network) gives for the network that generates text, in a precision."""
-        key = what, self.settings.averaged, precision
-        if key not in self._functions:
-            self._functions[key] = _compiled(what, *graph(self._reader(precision)))
-        return self._functions[key]
-
-    @cached_property
-    def evaluate(self):
-        """Compiled: (x, y (T, B) int32, state (L, B, H)) -> (loss, laststate (L, B, H)); changes nothing."""
-        def graph(network):
-            x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
-            s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
-            loss, lasts = network.loss(x, y, s0s)
-            return [x, y, *s0s], [loss, *lasts]
-        f = self._reading('validation', graph, native.trainable(self.settings.precision))
-
-        def evaluate(x, y, state):
-            loss, *lasts = f(x, y, *state)
-            return float(loss), lasts
-        return evaluate
-
-    @cached_property
-    def sampletext(self):
-        """Compiled: (chars (n,), uniforms (n, steps), temp, top_k, top_p, min_p, allowed (V,), s0 (L, n, H)) -> (indices (n, steps),
-        laststates (L, n, H)); see `sampling.SampleText`."""
-        types = ['int32', 'float64', 'float64', 'int64', 'float64', 'float64', 'int8', 'float32']
-
-        def graph(network):
-            inputs = [T.TensorType(dtype, (None,) * ndim)() for dtype, ndim in zip(types, (1, 2, 0, 0, 0, 0, 1, 3))]
-            return inputs, SampleText(self.source == 'encoded', network.precision, self.layernorm)(*inputs, *network.params.values())
-        f = self._reading('generation', graph, self.reads)
-        return lambda *values: f(*(np.asarray(value, dtype) for value, dtype in zip(values, types)))
-
-    @cached_property
-    def allstates(self):
-        """Compiled: (x (T, B) int32, state (L, B, H)) -> every layer's states, a list of (T, B, H)."""
-        if self.reads == 'int8':
-            def read(network):
-                x, s0 = T.matrix('x', dtype='int32'), T.tensor3('s0', dtype='float32')
-                return [x, s0], ReadText(self.source == 'encoded', 'int8', self.layernorm)(x, s0, *network.params.values())
-            f = self._reading('neurons', read, 'int8')
-            return lambda x, state: list(f(x, np.asarray(state, np.float32)))
-
-        def graph(network):
-            x = T.matrix('x', dtype='int32')
-            s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
-            return [x, *s0s], network._stack(x, s0s)[0]
-        f = self._reading('neurons', graph, self.reads)
-        return lambda x, state: f(x, *state)
-
-    def plainstates(self, x, state):
-        """What `allstates` gives, without compiling: by the Ops' NumPy `perform`."""
-        symbol, s0s = T.matrix('x', dtype='int32'), [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
-        return engine.evaluate(self._reader()._stack(symbol, s0s)[0], {symbol: x, **dict(zip(s0s, state))})
-
-    def untrainedloss(self, batches):
-        """Mean loss over an iterable of batches (x, y), each (T, B), from a zero state, without compiling: by the Ops' NumPy `perform`."""
-        x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
-        s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
-        loss, lasts = self.loss(x, y, s0s)
-        losses, state = [], None
-        for x_value, y_value in batches:
-            if state is None:
-                state = [np.zeros((x_value.shape[1], self.state_size), np.float32)] * self.layers
-            value, *state = engine.evaluate([loss, *lasts], {x: x_value, y: y_value, **dict(zip(s0s, state))})
-            losses.append(float(value))
-        return float(np.mean(losses))
-
 
 class GRUEncode(ModelParams):
     """An input layer tanh(E[character] + a), E (V, H), a (H,), then the GRU layers, all of state-sized vectors."""
@@ -486,17 +326,3 @@ def _orthogonal(rng, H):
         Q, R = np.linalg.qr(rng.standard_normal((H, H)))
         blocks.append(Q * np.where(np.diag(R) < 0, -1, 1))
     return np.concatenate(blocks, axis=1).astype(np.float32)
-
-
-def _compiled(what, inputs, outputs, updates=()):
-    """The compiled function, one thread in it at a time; says what was compiled and how long it took."""
-    native.library()                    # what it refuses is said as it is: in the middle of compiling, classic Theano adds the graph
-    start = time.perf_counter()
-    f = engine.compilefunction(inputs, outputs, updates)
-    report.say(f'Compiled {what} with {engine.version} in {time.perf_counter() - start:.1f} s.')
-    lock = threading.Lock()             # its inputs and results lie in it during a call, and the kernels let other threads run
-
-    def call(*values):
-        with lock:
-            return f(*values)
-    return call

@@ -87,7 +87,7 @@ class SampleText(Op):
             drawn, packed = native.sample(*network, chars, uniforms, temp, top_k, top_p, min_p, (allowed != 0).view(np.uint8), states,
                                           kept, self.precision, self.layernorm)
             if packed is None:
-                raise _diverged()
+                raise diverged()
             kept = packed
             outputs[0][0], outputs[1][0] = drawn, states
         types = [i.type.dtype for i in node.inputs]
@@ -174,7 +174,7 @@ def _draw(logits, uniform, temp, top_k, top_p, min_p):
     arXiv:2407.01082). Of equals the first counts as likelier.
     """
     if not np.isfinite(logits.max()):           # NaN too
-        raise _diverged()
+        raise diverged()
     if temp == 0:
         return int(logits.argmax())
     with np.errstate(over='ignore'):            # a tiny temp: infinitely unlikely
@@ -192,6 +192,6 @@ def _draw(logits, uniform, temp, top_k, top_p, min_p):
     return int(np.searchsorted(cumulated, uniform * cumulated[-1], side='right'))
 
 
-def _diverged():
+def diverged():
     return FloatingPointError('the network gives numbers that are none any more, so its training has diverged: restore an earlier '
                               'checkpoint (ms.checkpoints() lists them) and train on with a smaller learnrate')

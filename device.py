@@ -1,0 +1,159 @@
+"""Where a network computes: on the processor by the native kernels, or on what JAX drives, a GPU or TPU or the processor, by XLA.
+
+Both kinds of device have the same methods, and a network (`compiled.Compiled`) asks the one that it is on to compile its graphs, to
+say in which precision it trains, and to give arrays back. JAX is imported when a device of its kind is asked for, and not before.
+"""
+
+import contextlib
+import importlib.util
+import re
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+import engine
+import native
+import report
+from errors import checkint, short
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The processor: native kernels, or NumPy where they can't be compiled."""
+
+    name = 'cpu'
+    count = 1
+
+    def describe(self):
+        """What computes, in words."""
+        return native.describe()
+
+    def trainable(self, precision):
+        """The precision that a model of hyperparameter `precision` is trained in here, see `native.trainable`."""
+        return native.trainable(precision)
+
+    def chartype(self, vocab):
+        """The integers that characters go over as."""
+        return 'int32'
+
+    def roundup(self, n):
+        """How many steps or rows to compute where n are asked for: all shapes are as good as any other."""
+        return n
+
+    def compile(self, what, inputs, outputs, updates=()):
+        """The compiled function of a graph, one thread in it at a time; says what was compiled and how long it took."""
+        native.library()                # what it refuses is said as it is: in the middle of compiling, classic Theano adds the graph
+        start = time.perf_counter()
+        f = engine.compilefunction(inputs, outputs, updates)
+        report.say(f'Compiled {what} with {engine.version} in {time.perf_counter() - start:.1f} s.')
+        lock = threading.Lock()         # its inputs and results lie in it during a call, and the kernels let other threads run
+
+        def call(*values):
+            with lock:
+                return f(*values)
+        return call
+
+    def fetch(self, value):
+        """A copy of a shared variable's value as an array."""
+        return np.array(value)
+
+
+CPU = Processor()
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device of JAX. A graph is compiled to one XLA computation, anew for each shape of its inputs; parameters, caches and states stay on
+    the device between calls, characters go over as small integers, what a call gives comes back as NumPy arrays.
+
+    Products are float32 in float32, unless `jax.config.jax_default_matmul_precision` says otherwise, and bfloat16 in bfloat16 everywhere.
+    """
+
+    name: str
+    jaxdevice: object
+
+    LEAST = 16              # of the steps and rows that shapes are rounded up to
+
+    def describe(self):
+        import jax
+        return f'{self.jaxdevice.device_kind} ({self.jaxdevice}) by JAX {jax.__version__}'
+
+    def trainable(self, precision):
+        return precision
+
+    def chartype(self, vocab):
+        return 'uint8' if vocab <= 1 << 8 else 'uint16' if vocab <= 1 << 16 else 'int32'
+
+    def roundup(self, n):
+        return max(1 << (n - 1).bit_length(), self.LEAST)
+
+    def compile(self, what, inputs, outputs, updates=()):
+        import jax
+
+        import ops_jax
+        start = time.perf_counter()
+        lock, seen, version = threading.RLock(), set(), f'{engine.version} and JAX {jax.__version__}'
+        f = engine.compilejax(inputs, outputs, updates, self._jit)
+        shareds = f.get_shared()
+        linked = time.perf_counter() - start
+
+        def call(*values):
+            with lock, ops_jax.arithmetic(), jax.default_device(self.jaxdevice):
+                for shared in shareds:
+                    if isinstance(engine.held(shared), np.ndarray):         # new, from the host
+                        engine.hold(shared, jax.device_put(engine.held(shared), self.jaxdevice))
+                shapes = tuple(value.shape for value in values)
+                start = time.perf_counter()
+                out = jax.device_get(f(*values))
+                if shapes not in seen:
+                    seconds = time.perf_counter() - start + linked * (not seen)
+                    report.say(f'Compiled {what} with {version} in {seconds:.1f} s.')
+                    seen.add(shapes)
+                return out
+        return call
+
+    def _jit(self, function, inputs, outputs, updated):
+        """`function` of the values of symbolic `inputs`, compiled; updated: the indices of those inputs whose memory it may reuse."""
+        import jax
+        return jax.jit(function, donate_argnums=updated)
+
+    def fetch(self, value):
+        return np.array(value)
+
+
+def chosen(device, before):
+    """The device called `device`: 'cpu', 'jax' (JAX's default one), or a platform of JAX's, with or without a number ('cuda', 'cuda:1'); None:
+    `before`.
+
+    TypeError or ValueError for what is no device's name or not here, ModuleNotFoundError where JAX isn't installed.
+    """
+    if device is None:
+        return before
+    if not isinstance(device, str):
+        raise TypeError(f"device takes a name, as 'cpu', 'jax' or 'cuda:1', got {short(device)}")
+    found = re.fullmatch(r'([a-z_]+)(?::([0-9]{1,4}))?', device.lower())
+    if not found:
+        raise ValueError(f"device takes 'cpu', 'jax' or a name like 'cuda' or 'cuda:1', got {short(device)}")
+    platform, number = found[1], int(found[2] or 0)
+    if found[0] == 'cpu':
+        return CPU
+    if engine.name != 'pytensor':
+        raise ValueError(f'device={device!r} needs PyTensor, and this is classic Theano, which computes on the CPU only: '
+                         "pip install -r requirements.txt, or device='cpu'")
+    if importlib.util.find_spec('jax') is None:
+        raise ModuleNotFoundError(f"device={device!r} needs JAX, which isn't installed: pip install -r requirements-jax.txt "
+                                  '(for an NVIDIA GPU pip install "jax[cuda13]")', name='jax')
+    import jax
+    try:
+        devices = jax.devices(None if platform == 'jax' else platform)
+    except RuntimeError as error:
+        raise ValueError(f'no device {device!r} here: JAX has {_listed(jax.devices())} ({" ".join(str(error).split())[:200]})') from error
+    if number >= len(devices):
+        raise ValueError(f'no device {device!r} here: JAX has {_listed(devices)}')
+    return Accelerator(found[0], devices[number])
+
+
+def _listed(devices):
+    return ', '.join(f'{each.platform}:{each.id}' for each in devices[:8]) + (', ...' if len(devices) > 8 else '')
