@@ -3,6 +3,7 @@
 import os
 from functools import cached_property
 
+import device as devices
 import history
 import info
 import look
@@ -72,6 +73,7 @@ class ModelState:
         self.workdir, self.modeltype, self.hyper, self.charset = workdir, modeltype, hyper, charset
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
         self.startedfrom, self.checkpoint = startedfrom, None
+        self.device = devices.CPU   # where the network computes
         self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod
@@ -159,7 +161,15 @@ class ModelState:
     # --- What is read when it is needed ---------------------------------------------------------------------------
 
     def _newmodel(self):
-        return MODELTYPES[self.modeltype](len(self.charset), self.hyper.layers, self.hyper.state_size, self.seed, self.hyper)
+        model = MODELTYPES[self.modeltype](len(self.charset), self.hyper.layers, self.hyper.state_size, self.seed, self.hyper)
+        model.place(self.device)
+        return model
+
+    def _place(self, device):
+        """Compute on this device from now on."""
+        self.device = device
+        if 'model' in vars(self):
+            self.model.place(device)
 
     @cached_property
     def model(self):
@@ -200,7 +210,8 @@ class ModelState:
         the shell shows. Reads every file, about a second a GB."""
         return info.describe(self, DATAFILE)
 
-    def restore(self, name: str | None = None, *, precision: str | None = None, threads: int | None = None, verbose: bool = True):
+    def restore(self, name: str | None = None, *, precision: str | None = None, device: str | None = None, threads: int | None = None,
+                verbose: bool = True):
         """Put data and parameters back from the last checkpoint, or the one
         called `name`, and compile what generates text.
 
@@ -212,6 +223,11 @@ class ModelState:
                    as in training. int8 writes two to three times as fast as
                    float32, and its loss is 0.0005 higher; the checkpoint
                    stays as it is
+        device     where the network computes from now on: 'cpu', by the
+                   native kernels; 'jax', the device that JAX takes by
+                   default, by XLA; or one by its name, as 'cuda', 'cuda:1',
+                   'tpu'; None: as before, at first 'cpu'. It is never
+                   stored, and needs requirements-jax.txt
         threads    of the native kernels; None: RN_GRU_THREADS, or as many as
                    the process may use
         verbose    False: say nothing
@@ -228,7 +244,7 @@ class ModelState:
         """
         native.checkthreads(threads)
         native.checkkernels()
-        verbose = checkbool('verbose', verbose)
+        verbose, device = checkbool('verbose', verbose), devices.chosen(device, self.device)
         if precision is not None:
             checkchoice('precision', precision, PRECISIONS)
         with report.quiet(not verbose):
@@ -240,6 +256,7 @@ class ModelState:
                     self._parts = before
                 raise
             # One that is there keeps its functions.
+            self._place(device)
             self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())
             report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
                        else 'No checkpoint yet: parameters drawn from the seed.')
@@ -252,7 +269,8 @@ class ModelState:
     def trainmodel(self, num_rounds: int = 1, batchsize: int = 16, train_len: int = 0, valid_len: int = 0, print_every: int = 1000,
                    clear_state: bool = False, *, minutes: float | None = None, schedule: str = 'constant', warmup: int = 0,
                    end_learnrate: float | None = None, patience: int | None = None, resume: bool = False, save_every: float = 600,
-                   keep: int | None = None, watch: str | None = None, threads: int | None = None, verbose: bool = True):
+                   keep: int | None = None, watch: str | None = None, device: str | None = None, threads: int | None = None,
+                   verbose: bool = True):
         """Train for some rounds, each with a validation and a checkpoint at its
         end.
 
@@ -301,6 +319,12 @@ class ModelState:
                        surprises most. It changes no training, and like
                        print_every it holds for this call only; reading a
                        long one comes on top of minutes
+        device         where the network computes from now on: 'cpu', by the
+                       native kernels; 'jax', the device that JAX takes by
+                       default, by XLA; or one by its name, as 'cuda',
+                       'cuda:1', 'tpu'; None: as before, at first 'cpu'. It
+                       is never stored: a run that was broken off on one
+                       device may be finished on another
         threads        of the native kernels, never stored; None:
                        RN_GRU_THREADS, or as many as the process may use. The
                        result doesn't depend on it
@@ -335,12 +359,14 @@ class ModelState:
         native.checkthreads(threads)
         native.checkkernels()
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
+        device = devices.chosen(device, self.device)
         run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
                                                self.hyper)
         self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
             native.setthreads(threads)
+            self._place(device)
             train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
 
     def history(self):

@@ -9,7 +9,6 @@ import time
 import numpy as np
 
 import history
-import native
 import reading
 import report
 import saving
@@ -174,7 +173,7 @@ def _heading(ms, run, epochsteps):
     left = (f'{counted(run.rounds, "round")} of {counted(run.train_len, "step")}' if not run.done
             else f'{run.steps - run.done:,} of {counted(run.steps, "step")} left')
     report.say(f'{ms._describe()}.\n'
-               f'{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {native.describe()}.\n'
+               f'{epochsteps:,} steps of {run.batchsize} x {ms.data.seq_len} characters in an epoch; {ms.device.describe()}.\n'
                f'{left} from epoch {ms.model.epoch}, position {ms.model.pos},\nwith {validation}'
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if dear else '.') + schedule)
 
@@ -256,15 +255,15 @@ def lossline(loss):
     return f'{loss:.4f} nats/char ({loss / math.log(2):.4f} bits)'
 
 
-def advance(pos, epoch, state, epochsteps):
-    """(pos, epoch, state) behind one step.
+def advance(pos, epoch, epochsteps):
+    """(pos, epoch) behind one step. Where pos is 0, states are to be `rolled` before the next one."""
+    return (pos + 1, epoch) if pos + 1 < epochsteps else (0, epoch + 1)
 
-    At the epoch's end the rows of `state`, a list of arrays (B, H) or their stack, roll by one: row i goes on where row i - 1
-    stopped, so that each walks through the whole text.
-    """
-    if pos + 1 < epochsteps:
-        return pos + 1, epoch, state
-    return 0, epoch + 1, np.roll(state, 1, axis=-2)
+
+def rolled(state):
+    """States, a list of arrays (B, H) or their stack, at an epoch's end: row i goes on where row i - 1 stopped, so that each walks through
+    the whole text."""
+    return np.roll(state, 1, axis=-2)
 
 
 def _placestate(model, batchsize, clear_state):
@@ -288,10 +287,9 @@ def _step(ms, run, epochsteps, saver, advisor):
     loss, gradnorm, clipped = model.trainstep(*batch, ms.hyper, learnrate)
     if not math.isfinite(loss):
         raise FloatingPointError(saving.diverged(ms))
-    before = model.get_state()
-    model.pos, model.epoch, state = advance(model.pos, model.epoch, before, epochsteps)
-    if state is not before:
-        model.set_state(state)
+    model.pos, model.epoch = advance(model.pos, model.epoch, epochsteps)
+    if not model.pos:
+        model.set_state(rolled(model.get_state()))
     model.characters += batch[0].size
     run.done += 1
     saver.add('step', loss, learnrate, gradnorm, clipped, batch[0].size / (time.perf_counter() - start))
@@ -329,7 +327,8 @@ def _losses(ms, run, epochsteps):
     pos, epoch, state, total = model.pos, model.epoch, model.get_state(), 0.0
     for i in range(run.valid_len):
         loss, state = model.evaluate(*ms.data.batch(pos, run.batchsize), state)
-        pos, epoch, state = advance(pos, epoch, state, epochsteps)
+        pos, epoch = advance(pos, epoch, epochsteps)
+        state = state if pos else rolled(state)
         total += loss
         yield total / (i + 1)
 
