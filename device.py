@@ -92,7 +92,7 @@ class Accelerator:
     def compile(self, what, inputs, outputs, updates=()):
         import jax
 
-        import ops_jax
+        import ops_jax    # noqa: F401 (it makes the Ops known to JAX)
         start = time.perf_counter()
         lock, seen, version = threading.RLock(), set(), f'{engine.version} and JAX {jax.__version__}'
         f = engine.compilejax(inputs, outputs, updates, self._jit)
@@ -100,7 +100,7 @@ class Accelerator:
         linked = time.perf_counter() - start
 
         def call(*values):
-            with lock, ops_jax.arithmetic(), jax.default_device(self.jaxdevice):
+            with lock, jax.enable_x64(True), jax.default_device(self.jaxdevice):
                 for shared in shareds:
                     if isinstance(engine.held(shared), np.ndarray):         # new, from the host
                         engine.hold(shared, jax.device_put(engine.held(shared), self.jaxdevice))
