@@ -12,38 +12,26 @@ letters as in `ops`. What is different here, and why:
   is left out), and so a loss that is none; NaN and infinity pass through each Op as through `perform`. Wrong shapes are JAX's errors.
 """
 
-import contextlib
-import contextvars
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 from jax import lax
 from pytensor.link.jax.dispatch import jax_funcify
 
-import layernorm_jax    # noqa: F401 (it registers LayerNorm and its gradient)
+import dropout_jax      # this, layernorm_jax and sampling_jax register their own
+import layernorm_jax
 import ops
+import sampling_jax
+import shards_jax
 from rounding_jax import OPERANDS, dot
+from shards_jax import sharded
 from update import CACHES, RATES, Update
+
+__all__ = ['sharded', 'dropout_jax', 'layernorm_jax', 'sampling_jax']
 
 UNROLL = 1              # steps of a recurrence in one turn of the loop: fewer turns to start, more to compile; on processors 4 are slower than 1
 BYPRODUCT = 256         # up to this vocabulary sums by character are a product with one-hot vectors, which have a fixed order and no collisions
 LOGITS = 1 << 22        # about how many logits exist at a time
-
-_shards = contextvars.ContextVar('shards', default=None)
-
-
-@contextlib.contextmanager
-def sharded(axis, count):
-    """Within it, functions are converted to JAX for a `shard_map` that splits batch rows over `count` devices, along the mesh axis `axis`.
-
-    Dropout then counts its elements in the whole batch, and `ops.AllReduce` takes means over the devices; the others see their own rows only.
-    It has to surround the making of a function, when the linker converts Ops; its calls, which trace it, no longer need it.
-    """
-    token = _shards.set((axis, count))
-    try:
-        yield
-    finally:
-        _shards.reset(token)
 
 
 # --- GRU ----------------------------------------------------------------------------------------------------------
@@ -151,7 +139,7 @@ def _isit(x, V):
 
 @jax_funcify.register(ops.SoftmaxLoss)
 def softmaxloss(op, **kwargs):
-    shards = _shards.get()
+    shards = shards_jax.current()
 
     def forward(S, V, c, y):
         """By blocks of whole steps, as many as keep about LOGITS logits; the last may be filled up with steps that count for nothing."""
@@ -172,7 +160,7 @@ def softmaxloss(op, **kwargs):
             return [a + b for a, b in zip(sums, more)], dS
         zeros = [jnp.zeros((), jnp.float64), *([jnp.zeros_like(V), jnp.zeros_like(c)] if op.gradients else [])]
         if shards:
-            zeros = [lax.pcast(zero, shards[0], to='varying') for zero in zeros]
+            zeros = [shards.varying(zero) for zero in zeros]
         sums, dS = lax.scan(block, zeros, pieces)
         return _loss(sums, dS.reshape(-1, *dS.shape[2:])[:T] if op.gradients else None, T * B)
     return forward
@@ -210,8 +198,8 @@ def scale(op, **kwargs):
 
 @jax_funcify.register(ops.AllReduce)
 def allreduce(op, **kwargs):
-    shards = _shards.get()
-    return lambda array: lax.pmean(array, shards[0]) if shards else array
+    shards = shards_jax.current()
+    return lambda array: lax.pmean(array, shards.axis) if shards else array
 
 
 # --- Update -----------------------------------------------------------------------------------------------------------
