@@ -16,6 +16,7 @@ from update import CACHES, Update
 
 
 DROPOUT = 'float32', 'int64', 'int64'           # of a training step's p, seed and updates: see `dropout.Dropout`
+STEPS = 64                                      # that a text is written or read in at least, where each length has to be compiled for
 READERS = 'sampletext', 'allstates'             # the compiled functions that `ModelParams.read` chooses a precision for
 
 
@@ -163,7 +164,7 @@ class Compiled:
         def sampletext(*values):
             chars, uniforms, *steering, s0 = (np.asarray(value, dtype) for value, dtype in zip(values, types))
             n, steps = uniforms.shape
-            rows, columns = self.device.roundup(n) - n, self.device.roundup(steps) - steps
+            rows, columns = self.device.roundup(n) - n, self.device.roundup(steps, STEPS) - steps
             if rows or columns:
                 chars, s0 = np.pad(chars, (0, rows)), np.pad(s0, ((0, 0), (0, rows), (0, 0)))
                 uniforms = np.pad(uniforms, ((0, rows), (0, columns)), constant_values=-1)
@@ -188,7 +189,7 @@ class Compiled:
 
         def allstates(x, state):
             steps, B = x.shape
-            more = self.device.roundup(steps) - steps, self.device.roundup(B) - B
+            more = self.device.roundup(steps, STEPS) - steps, self.device.roundup(B) - B
             if any(more):
                 x, state = np.pad(x, ((0, more[0]), (0, more[1]))), np.pad(state, ((0, 0), (0, more[1]), (0, 0)))
             given = [np.asarray(state, np.float32)] if self.reads == 'int8' else state

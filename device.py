@@ -6,6 +6,7 @@ say in which precision it trains, and to give arrays back. JAX is imported when 
 
 import contextlib
 import importlib.util
+import math
 import re
 import threading
 import time
@@ -38,7 +39,7 @@ class Processor:
         """The integers that characters go over as."""
         return 'int32'
 
-    def roundup(self, n):
+    def roundup(self, n, least=1):
         """How many steps or rows to compute where n are asked for: all shapes are as good as any other."""
         return n
 
@@ -74,8 +75,6 @@ class Accelerator:
     name: str
     jaxdevice: object
 
-    LEAST = 16              # of the steps and rows that shapes are rounded up to
-
     def describe(self):
         import jax
         return f'{self.jaxdevice.device_kind} ({self.jaxdevice}) by JAX {jax.__version__}'
@@ -86,8 +85,8 @@ class Accelerator:
     def chartype(self, vocab):
         return 'uint8' if vocab <= 1 << 8 else 'uint16' if vocab <= 1 << 16 else 'int32'
 
-    def roundup(self, n):
-        return max(1 << (n - 1).bit_length(), self.LEAST)
+    def roundup(self, n, least=1):
+        return max(4 ** math.ceil(math.log(n, 4)), least)
 
     def compile(self, what, inputs, outputs, updates=()):
         import jax

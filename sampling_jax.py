@@ -2,6 +2,7 @@
 
 Nothing can be raised here. Where `perform` would raise FloatingPointError, since a text's logits are no numbers any more, SampleText gives the
 index -1, and -1 for all that follows in that text: whoever calls it looks for negative indices. ReadText gives states that are NaN.
+A uniform number below 0 stands for no draw: text and states stay where they are, so that one compiled function serves for many lengths.
 """
 
 import jax.numpy as jnp
@@ -23,10 +24,11 @@ def sampletext(op, **kwargs):
         def texts(keep):
             """keep: None, or the function of the logits and shares (n, V) that says which of them may be drawn."""
             def step(before, uniform):
-                states = read(*before)
-                rows = jnp.where(allowed, logits(states[-1]).astype(jnp.float64), -jnp.inf)
-                drawn = _drawn(rows, uniform, temp, min_p, keep)
-                return (drawn, states), drawn
+                chars, states = before
+                following, ends = read(chars, states), uniform < 0
+                rows = jnp.where(allowed, logits(following[-1]).astype(jnp.float64), -jnp.inf)
+                drawn = jnp.where(ends, chars, _drawn(rows, uniform, temp, min_p, keep))
+                return (drawn, [jnp.where(ends[:, None], s, f) for s, f in zip(states, following)]), drawn
             (_, states), drawn = lax.scan(step, (chars.astype(jnp.int32), list(s0)), uniforms.T)
             return drawn.T, jnp.stack(states)
 

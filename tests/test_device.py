@@ -79,3 +79,104 @@ def test_fifty_steps_lose_what_they_lose_on_the_processor_to_three_digits(text, 
         losses.append([*ms.history().steps['loss'], ms.checkpoint.loss])
     np.testing.assert_allclose(losses[1], losses[0], atol=5e-4)
     assert losses[0][-1] < losses[0][0] - 0.3           # they have learnt something by then
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A network that has learnt a little, in a working directory."""
+    path = tmp_path_factory.mktemp('device')
+    report.verbose = False
+    source = path / 'text.txt'
+    source.write_text(''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(300)))
+    ms = make(source, path / 'work', optimizer='adam', learnrate=0.01, layernorm=True)
+    ms.trainmodel(train_len=150, valid_len=1, batchsize=4, print_every=0)
+    return path / 'work'
+
+
+@needsjax
+def test_texts_are_written_and_read_as_on_the_processor(trained):
+    texts, scores, states, streams = [], [], [], []
+    for name in 'cpu', 'jax':
+        ms = ModelState.load(trained)
+        ms.restore(device=name)
+        texts.append([ms.sample(200, 0, seed=9), *ms.sample(70, 0.7, seed=5, n=3), ms.sample(90, 1, seed=2, prime='some words', top_k=9, top_p=0.9),
+                      *ms.sample(40, 0.5, seed=3, until='w', n=2)])
+        scores.append(ms.score('7: some meaning, 3.\n').shares)
+        states.append(ms.trackneurons('great words\n'))
+        stream = ms.stream(50, 0.5, seed=1)
+        first = ''.join(stream)
+        streams.append(first + ms.sample(30, 0.5, seed=4, state=stream.state))
+    assert texts[0] == texts[1] and streams[0] == streams[1]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
+    np.testing.assert_allclose(states[1], states[0], atol=1e-4)
+
+
+@needsjax
+@pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
+def test_texts_are_read_in_the_precision_asked_for(trained, precision):
+    ms = ModelState.load(trained)
+    ms.restore(precision=precision, device='jax')
+    there = ms.score('7: some meaning, 3.\n').shares, ms.sample(60, 0.5, seed=1)
+    ms.restore(precision=precision, device='cpu')
+    np.testing.assert_allclose(ms.score('7: some meaning, 3.\n').shares, there[0], atol=0.02)      # a rounding may fall to the other side
+    assert len(there[1]) == 60
+
+
+@needsjax
+def test_many_lengths_of_text_are_compiled_once(trained, monkeypatch):
+    said = []
+    ms = ModelState.load(trained)
+    ms.restore(device='jax', verbose=False)
+    monkeypatch.setattr(report, 'say', lambda text='': said.append(text))
+    for count in (40, 33, 61, 50):
+        ms.sample(count, 0.5)
+    assert len([text for text in said if text.startswith('Compiled generation')]) == 1
+
+
+@needsjax
+def test_parameters_stay_on_the_device_and_come_back_unchanged(trained):
+    import jax
+    ms = ModelState.load(trained)
+    ms.restore(device='jax')
+    before = ms.model.arrays()
+    ms.sample(5)
+    assert all(isinstance(engine.held(shared), jax.Array) for shared in ms.model.params.values())
+    ms.trainmodel(train_len=2, valid_len=1, batchsize=4, print_every=0)                 # still there
+    assert all(isinstance(engine.held(shared), jax.Array) for shared in [*ms.model.params.values(), *ms.model.states])
+    name = ms.checkpoints()[0].name
+    ms.restore(name, device='cpu')
+    assert all(isinstance(engine.held(shared), np.ndarray) for shared in ms.model.params.values())
+    for key, value in ms.model.arrays().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+@needsjax
+def test_a_run_begun_on_one_device_is_finished_on_another(text, tmp_path, monkeypatch):
+    """And loses what it loses on one alone, but for the rounding."""
+    import train
+    whole, broken = (make(text, tmp_path / name, optimizer='adam', dropout=0.1) for name in ('whole', 'broken'))
+    arguments = {'num_rounds': 2, 'train_len': 12, 'valid_len': 2, 'batchsize': 4, 'print_every': 0, 'schedule': 'linear'}
+    whole.trainmodel(**arguments)
+    step, count = train._step, []
+
+    def interrupted(*args):
+        count.append(1)
+        if len(count) == 18:
+            raise KeyboardInterrupt
+        return step(*args)
+    monkeypatch.setattr(train, '_step', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        broken.trainmodel(**arguments, device='jax')
+    monkeypatch.setattr(train, '_step', step)
+    broken.trainmodel(resume=True, device='cpu')
+    assert broken.checkpoint.epoch == whole.checkpoint.epoch and broken.checkpoint.pos == whole.checkpoint.pos
+    assert abs(broken.checkpoint.loss - whole.checkpoint.loss) < 1e-4
+
+
+@needsjax
+def test_a_diverged_network_is_said_to_be_one(trained):
+    ms = ModelState.load(trained)
+    ms.restore(device='jax')
+    ms.model.set_params({'c': np.full(len(ms.charset), 3e38, np.float32), 'V': np.full((24, len(ms.charset)), 3e38, np.float32)})
+    with pytest.raises(FloatingPointError, match='diverged'):
+        ms.sample(5)
