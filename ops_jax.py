@@ -64,22 +64,22 @@ def grugrad(op, **kwargs):
         H = len(W)
         Wzr, Wh = operand(W[:, :2 * H]), operand(W[:, 2 * H:])
         S_prev = jnp.concatenate([s0[None], S[:-1]])
-        z, r, h = (G[:, :, i * H:(i + 1) * H] for i in range(3))
-        below = jnp.concatenate([jnp.zeros_like(dS[:1]), dS[:-1]])
+        zr, h = G[:, :, :2 * H], G[:, :, 2 * H:]        # the very arrays that a forward pass in the same function has joined to G
 
         def step(ds, now):
-            """ds (B, H): the whole gradient of the state behind a step; then of the one before it, and those before the nonlinearities."""
-            z, r, h, s, below = now
+            """ds (B, H): the gradient of the state behind a step, from later steps; then of the one before it."""
+            zr, h, s, dS = now
+            z, r, ds = zr[:, :H], zr[:, H:], ds + dS
             dh = operand((1 - z) * (1 - h * h) * ds)
             drs = dot('bg,hg->bh', dh, Wh)
-            dzr = operand(jnp.concatenate([_slope(z) * (s - h) * ds, _slope(r) * s * drs], axis=1))
-            return z * ds + r * drs + dot('bg,hg->bh', dzr, Wzr) + below, (dzr, dh)
-        ds0, dG = lax.scan(step, dS[-1], (z, r, h, S_prev, below), reverse=True, unroll=UNROLL)
+            dzr = operand(_slope(zr) * jnp.concatenate([(s - h) * ds, s * drs], axis=1))
+            return z * ds + r * drs + dot('bg,hg->bh', dzr, Wzr), (dzr, dh)
+        ds0, dG = lax.scan(step, jnp.zeros_like(s0), (zr, h, S_prev, dS), reverse=True, unroll=UNROLL)
 
         def columns(gradient):
             """The gradient of an array with 3H columns, from that of its columns 2H of z and r, and of its H of h."""
             return jnp.concatenate([gradient(d) for d in dG], axis=-1)
-        dW = jnp.concatenate([dot('tbh,tbg->hg', operand(s), d) for s, d in zip((S_prev, r * S_prev), dG)], axis=1)
+        dW = jnp.concatenate([dot('tbh,tbg->hg', operand(s), d) for s, d in zip((S_prev, zr[:, :, H:] * S_prev), dG)], axis=1)
         db = columns(lambda d: d.sum(axis=(0, 1), dtype=b.dtype))
         if op.source == 'vectors':
             X = operand(source[0])
@@ -144,11 +144,10 @@ def softmaxloss(op, **kwargs):
     def forward(S, V, c, y):
         """By blocks of whole steps, as many as keep about LOGITS logits; the last may be filled up with steps that count for nothing."""
         T, B = y.shape
-        blocks = -(-T // max(LOGITS // (B * len(c)), 1))
-        steps = -(-T // blocks)
-        if blocks == 1:
-            sums, dS = _ofblock(S, V, c, y, None, T * B, op.gradients)
-            return _loss(sums, dS, T * B)
+        steps = max(LOGITS // (B * len(c)), 1)
+        if steps >= T:
+            return _loss(*_ofblock(S, V, c, y, None, T * B, op.gradients), T * B)
+        steps = -(-T // -(-T // steps))                 # as many blocks, but evenly filled
         blocks = -(-T // steps)
         filled = blocks * steps - T
         counts = jnp.arange(blocks * steps, dtype=jnp.int32) < T
@@ -162,7 +161,7 @@ def softmaxloss(op, **kwargs):
         if shards:
             zeros = [shards.varying(zero) for zero in zeros]
         sums, dS = lax.scan(block, zeros, pieces)
-        return _loss(sums, dS.reshape(-1, *dS.shape[2:])[:T] if op.gradients else None, T * B)
+        return _loss(sums, dS.reshape(-1, *S.shape[1:])[:T] if op.gradients else None, T * B)
     return forward
 
 
@@ -208,6 +207,8 @@ def allreduce(op, **kwargs):
 def update(op, **kwargs):
     def step(rates, w, *arrays):
         rates, n = SimpleNamespace(**{name: rates[i] for i, name in enumerate(RATES)}), op.n
+        # Not to be worked out anew for each element of the arrays that they scale.
+        rates.first, rates.second = lax.optimization_barrier([1 - beta ** (rates.cacheupdates + 1) for beta in (rates.beta1, rates.beta2)])
         each = list(zip(*(arrays[i:i + n] for i in range(0, len(arrays), n))))          # by parameter: p, caches, d
         gradients = [d + _as(d, rates.regcost * w[i]) * p for i, (p, *_, d) in enumerate(each)]
         norm = jnp.sqrt(sum((d * d).sum(axis=-1).sum(dtype=jnp.float64) for d in gradients))    # rows in float32, these in float64
@@ -244,8 +245,7 @@ def _rmsprop(rates, factor, p, m, d):
 def _adam(rates, factor, p, m, g, d):
     g = g + _as(g, 1 - rates.beta1) * (d - g)
     m = m + _as(m, 1 - rates.beta2) * (d * d - m)
-    first, second = (_as(p, 1 - beta ** (rates.cacheupdates + 1)) for beta in (rates.beta1, rates.beta2))
-    return p - _as(p, rates.learnrate) * (g / first) / (jnp.sqrt(m / second) + 1e-8), m, g
+    return p - _as(p, rates.learnrate) * (g / _as(g, rates.first)) / (jnp.sqrt(m / _as(m, rates.second)) + 1e-8), m, g
 
 
 def _adamw(rates, factor, p, m, g, d):

@@ -454,3 +454,9 @@ def test_softmaxloss_leaves_its_inputs_alone():
     perform(ops.SoftmaxLoss(True), *inputs)
     for given_, kept in zip(inputs, before):
         np.testing.assert_array_equal(given_, kept)
+
+
+def test_the_mean_over_one_device_is_the_array_itself():
+    x = T.vector(dtype='float32')
+    value = np.array([1, -2.5, 3], 'float32')
+    np.testing.assert_array_equal(engine.compilefunction([x], ops.AllReduce()(x * 2))(value), value * 2)
