@@ -2,15 +2,15 @@
 
 import jax.numpy as jnp
 from jax import lax
-from pytensor.link.jax.dispatch import jax_funcify
 
-import shards_jax
+import linker_jax
 from dropout import MULTIPLIERS, WEYL, Dropout
+from linker_jax import register
 
 
-@jax_funcify.register(Dropout)
+@register(Dropout)
 def dropout(op, **kwargs):
-    shards = shards_jax.current()
+    shards = linker_jax.current()
 
     def masked(S, p, seed, updates):
         p = jnp.asarray(p).astype(jnp.float32)

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 from jax import lax
-from pytensor.link.jax.dispatch import jax_funcify
 
 from layernorm import EPS, LayerNorm, LayerNormGrad
+from linker_jax import register
 
 
 def normalised(S):
@@ -20,12 +20,12 @@ def _normalise(S):
     return moved * scale, scale
 
 
-@jax_funcify.register(LayerNorm)
+@register(LayerNorm)
 def layernorm(op, **kwargs):
     return normalised
 
 
-@jax_funcify.register(LayerNormGrad)
+@register(LayerNormGrad)
 def layernormgrad(op, **kwargs):
     def backward(S, dN):
         N, scale = _normalise(S)

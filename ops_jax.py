@@ -16,27 +16,26 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 from jax import lax
-from pytensor.link.jax.dispatch import jax_funcify
 
 import dropout_jax      # this, layernorm_jax and sampling_jax register their own
 import layernorm_jax
+import linker_jax
 import ops
 import sampling_jax
-import shards_jax
+from linker_jax import register, sharded
 from rounding_jax import OPERANDS, dot
-from shards_jax import sharded
 from update import CACHES, RATES, Update
 
 __all__ = ['sharded', 'dropout_jax', 'layernorm_jax', 'sampling_jax']
 
-UNROLL = 1              # steps of a recurrence in one turn of the loop: fewer turns to start, more to compile; on processors 4 are slower than 1
-BYPRODUCT = 256         # up to this vocabulary sums by character are a product with one-hot vectors, which have a fixed order and no collisions
+UNROLL = 1              # steps of a recurrence in one turn of its loop; on a processor 4 and 10 were no faster, and take longer to compile
+BYPRODUCT = 256         # up to this vocabulary sums by character are a product with one-hot vectors: always in the same order
 LOGITS = 1 << 22        # about how many logits exist at a time
 
 
 # --- GRU ----------------------------------------------------------------------------------------------------------
 
-@jax_funcify.register(ops.GRU)
+@register(ops.GRU)
 def gru(op, **kwargs):
     operand = OPERANDS[op.precision]
 
@@ -55,7 +54,7 @@ def gru(op, **kwargs):
     return forward
 
 
-@jax_funcify.register(ops.GRUGrad)
+@register(ops.GRUGrad)
 def grugrad(op, **kwargs):
     operand = OPERANDS[op.precision]
 
@@ -137,9 +136,9 @@ def _isit(x, V):
 
 # --- Softmax and loss -----------------------------------------------------------------------------------------------
 
-@jax_funcify.register(ops.SoftmaxLoss)
+@register(ops.SoftmaxLoss)
 def softmaxloss(op, **kwargs):
-    shards = shards_jax.current()
+    shards = linker_jax.current()
 
     def forward(S, V, c, y):
         """By blocks of whole steps, as many as keep about LOGITS logits; the last may be filled up with steps that count for nothing."""
@@ -171,7 +170,7 @@ def _loss(sums, dS, characters):
 
 
 def _ofblock(S, V, c, y, counts, characters, gradients):
-    """([sum of the negative log-likelihoods] or with gradients [it, dV, dc], dS or None) of some steps (t, B); counts (t,), None: all do."""
+    """([sum of negative log-likelihoods] or with gradients [it, dV, dc], dS or None) of some steps (t, B); counts (t,), None: all do."""
     logits = dot('tbh,hv->tbv', S, V) + c
     logits -= logits.max(axis=2, keepdims=True)
     target = _isit(y, len(c))
@@ -190,20 +189,20 @@ def _ofblock(S, V, c, y, counts, characters, gradients):
     return [nll, dot('tbh,tbv->hv', S, d), d.sum(axis=(0, 1))], dot('tbv,hv->tbh', d, V)
 
 
-@jax_funcify.register(ops.Scale)
+@register(ops.Scale)
 def scale(op, **kwargs):
     return lambda array, factor: array * jnp.asarray(factor).astype(array.dtype)
 
 
-@jax_funcify.register(ops.AllReduce)
+@register(ops.AllReduce)
 def allreduce(op, **kwargs):
-    shards = shards_jax.current()
+    shards = linker_jax.current()
     return lambda array: lax.pmean(array, shards.axis) if shards else array
 
 
 # --- Update -----------------------------------------------------------------------------------------------------------
 
-@jax_funcify.register(Update)
+@register(Update)
 def update(op, **kwargs):
     def step(rates, w, *arrays):
         rates, n = SimpleNamespace(**{name: rates[i] for i, name in enumerate(RATES)}), op.n

@@ -1,20 +1,20 @@
 """The sampler and the reader on JAX. Letters, inputs and precisions as in `sampling`.
 
-Nothing can be raised here. Where `perform` would raise FloatingPointError, since a text's logits are no numbers any more, SampleText gives the
-index -1, and -1 for all that follows in that text: whoever calls it looks for negative indices. ReadText gives states that are NaN.
+Nothing can be raised here, and nothing is checked. Where `perform` would raise FloatingPointError, since a text's logits are no numbers any
+more, SampleText gives the index -1, and -1 for all that follows in that text: whoever calls it has to look for them. ReadText gives NaN.
 A uniform number below 0 stands for no draw: text and states stay where they are, so that one compiled function serves for many lengths.
 """
 
 import jax.numpy as jnp
 from jax import lax
-from pytensor.link.jax.dispatch import jax_funcify
 
 from layernorm_jax import normalised
+from linker_jax import register
 from rounding_jax import dot, product
 from sampling import ReadText, SampleText
 
 
-@jax_funcify.register(SampleText)
+@register(SampleText)
 def sampletext(op, **kwargs):
     def draw(chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, *params):
         read, logits = _reader(op, s0, params), _output(op, s0, params)
@@ -34,11 +34,12 @@ def sampletext(op, **kwargs):
 
         def kept(rows, shares):
             return _likeliest(rows, shares, top_k, top_p)
-        return lax.cond((top_k < len(allowed)) | (top_p < 1), lambda: texts(kept), lambda: texts(None))    # ranking costs a sort for each step
+        # Ranking costs a sort for each step.
+        return lax.cond((top_k < len(allowed)) | (top_p < 1), lambda: texts(kept), lambda: texts(None))
     return draw
 
 
-@jax_funcify.register(ReadText)
+@register(ReadText)
 def readtext(op, **kwargs):
     def along(x, s0, *params):
         read = _reader(op, s0, params)

@@ -1,5 +1,7 @@
 """The Ops against naive loops, numerical gradients, and a network that Theano differentiates by itself."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -460,3 +462,9 @@ def test_the_mean_over_one_device_is_the_array_itself():
     x = T.vector(dtype='float32')
     value = np.array([1, -2.5, 3], 'float32')
     np.testing.assert_array_equal(engine.compilefunction([x], ops.AllReduce()(x * 2))(value), value * 2)
+
+
+@pytest.mark.skipif(engine.name == 'pytensor', reason='PyTensor has a linker to JAX')
+def test_classic_theano_has_no_way_to_jax():
+    with pytest.raises(ImportError, match='this is classic Theano'):
+        importlib.import_module('linker_jax')

@@ -1,6 +1,5 @@
 """The Ops on JAX against their NumPy `perform`, which has its own proofs; a whole network; and what XLA is given to compute."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -19,11 +18,11 @@ from pytensor.link.jax.dispatch import jax_funcify
 
 import dropout_jax
 import layers
+import linker_jax
 import ops
 import ops_jax
 import rounding
 import rounding_jax
-import shards_jax
 from conftest import ROOT, perform, rates, symbol, uniform
 from dropout import Dropout
 from engine import T, theano
@@ -63,6 +62,18 @@ def assert_like_numpy(op, inputs, rtol=2e-6):
     got, like, expected = onjax(op, *inputs), perform(op, *map(np.array, inputs)), truth(op, map(np.array, inputs))
     assert [(g.shape, g.dtype) for g in got] == [(np.shape(a), np.asarray(a).dtype) for a in like]
     assert_close(got, expected, rtol)
+
+
+def said(code):
+    """What a process of its own prints that runs `code` with our modules in reach."""
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', f'import os, sys\nsys.path.insert(0, {ROOT!r})\n{code}'],
+                          capture_output=True, text=True, env={**os.environ, 'RN_GRU_ENGINE': 'pytensor'})
+    assert not done.returncode and not done.stderr, done.stderr
+    return done.stdout
+
+
+def test_importing_the_ops_leaves_floats_of_32_bits_the_default():
+    assert said('import ops_jax, jax, pytensor\nprint(jax.config.jax_enable_x64, pytensor.config.floatX)') == 'False float32\n'
 
 
 # --- GRU ----------------------------------------------------------------------------------------------------------
@@ -196,7 +207,7 @@ def test_dropout_of_a_shard_is_its_part_of_the_whole_batchs(H):
     whole = uniform(np.random.RandomState(0), 3, 8, H)
     inputs = np.float32(0.4), np.int64(SEED), np.int64(UPDATES)
     symbols = [symbol(i) for i in (whole, *inputs)]
-    with shards_jax.sharded('rows', 4):
+    with linker_jax.sharded('rows', 4):
         f = converted(symbols, [Dropout(2)(*symbols)])
     with jax.enable_x64(True):
         parts = jax.jit(jax.vmap(lambda S: f(S, *inputs)[0], in_axes=1, out_axes=1, axis_name='rows'))(whole.reshape(3, 4, 2, H))
@@ -205,7 +216,7 @@ def test_dropout_of_a_shard_is_its_part_of_the_whole_batchs(H):
 
 def test_dropout_numbers_rows_beyond_two_to_the_32nd_element():
     """5 words of two rows in each of two shards of a batch of 2^31 rows, against Philox in Python's integers."""
-    shards = shards_jax.Shards('rows', 2 ** 30)
+    shards = linker_jax.Shards('rows', 2 ** 30)
     with jax.enable_x64(True):
         got = jax.jit(jax.vmap(lambda _: dropout_jax._words((2, 2, 5), SEED, UPDATES, 0, shards), axis_name='rows'))(np.arange(2))
     for n, t, b, h in np.ndindex(2, 2, 2, 5):
@@ -271,6 +282,13 @@ def test_equals_are_kept_in_order_of_their_index():
         steered = list(inputs)
         steered[which] = np.asarray(value, inputs[which].dtype)
         assert call(*steered)[0].tolist() == [[last]]
+
+
+def test_no_steps_give_no_characters_and_the_states_as_they_were():
+    inputs = samplecase(True, n=2, steps=0, H=3, V=5)
+    drawn, states = onjax(SampleText(), *inputs)
+    assert (drawn.shape, drawn.dtype) == ((2, 0), np.int32)
+    np.testing.assert_array_equal(states, inputs[7])
 
 
 def test_a_forbidden_character_is_never_drawn():
@@ -339,9 +357,8 @@ def test_gradients_of_a_network_agree_with_numpy_in_float64(kind, V):
 def test_a_network_on_two_devices_gives_the_gradients_of_the_whole_batch(check):
     """In a process of its own, since JAX makes its devices once; the loss in blocks; check: whether JAX tracks what differs by device."""
     code = f'''
-import os, sys
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'
-sys.path[:0] = [{ROOT!r}, {os.path.join(ROOT, 'tests')!r}]
+sys.path.insert(0, {os.path.join(ROOT, 'tests')!r})
 from test_ops_jax import *
 from jax.sharding import Mesh, PartitionSpec as P
 ops_jax.LOGITS = 3 * 11 * 2
@@ -359,8 +376,7 @@ with jax.enable_x64(True):
                  [np.asarray(g) for g in jax.jit(converted(symbols, outputs), compiler_options=FAST)(*values)], 2e-6)
 print('agree')
 '''
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'RN_GRU_ENGINE': 'pytensor'})
-    assert done.stdout == 'agree\n', done.stderr
+    assert said(code) == 'agree\n'
 
 
 # --- What XLA is given to compute -----------------------------------------------------------------------------------

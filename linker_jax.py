@@ -1,10 +1,19 @@
-"""Over which devices a batch is split, while functions are converted to JAX."""
+"""What PyTensor's JAX linker is told: how to convert an Op to a function of JAX arrays, and over which devices a batch is split."""
 
 import contextlib
 import contextvars
 from typing import NamedTuple
 
+import engine
+
+if engine.name != 'pytensor':
+    raise ImportError('JAX is reached through PyTensor, and this is classic Theano: install PyTensor, and set no other RN_GRU_ENGINE')
+
+# Behind the engine, by whose flags PyTensor goes, and so what PyTensor sets in JAX.
 from jax import lax
+from pytensor.link.jax.dispatch import jax_funcify
+
+register = jax_funcify.register     # (Op class): a decorator of the function (op, node, ...) -> the function of arrays
 
 
 class Shards(NamedTuple):
@@ -30,7 +39,7 @@ def current():
 def sharded(axis, count):
     """Within it, functions are converted to JAX for a `shard_map` that splits batch rows over `count` devices, along the mesh axis `axis`.
 
-    Dropout then counts its elements in the whole batch, and `ops.AllReduce` takes means over the devices; the others see their own rows only.
+    Dropout then counts its elements in the whole batch, and `ops.AllReduce` takes means over the devices; all else sees but its own rows.
     It has to surround the making of a function, when the linker converts Ops; its calls, which trace it, no longer need it.
     """
     token = _current.set(Shards(axis, count))
