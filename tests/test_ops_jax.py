@@ -16,7 +16,6 @@ jax = pytest.importorskip('jax', reason='JAX is not installed')
 from pytensor.graph.fg import FunctionGraph
 from pytensor.link.jax.dispatch import jax_funcify
 
-import compiled
 import dropout_jax
 import layers
 import linker_jax
@@ -26,6 +25,7 @@ import rounding
 import rounding_jax
 from conftest import ROOT, perform, rates, symbol, uniform
 from dropout import Dropout
+from compiled import DROPOUT
 from engine import T, theano
 from hyperparams import HyperParams
 from kernelcases import RULES, SOURCES, assert_close, gradcase, grucase, losscase, samplecase, truth, updatecase
@@ -335,7 +335,7 @@ def network(kind=layers.GRUEncode, V=11, L=2, H=16, B=6, steps=7, dropout=0.3, l
     model = kind(V, L, H, 1, HyperParams(layernorm=layernorm))
     model.precision = precision
     x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
-    scalars = [T.scalar(dtype=dtype) for dtype in compiled.DROPOUT] if dropout else []
+    scalars = [T.scalar(dtype=dtype) for dtype in DROPOUT] if dropout else []
     loss, lasts = model.loss(x, y, model.states, gradients=True, dropout=scalars)
     params, rng = list(model.params.values()), np.random.RandomState(0)
     given = [np.float32(dropout), np.int64(SEED), np.int64(UPDATES)] if dropout else []
