@@ -294,7 +294,9 @@ class ModelState:
                        these and of Ctrl-C's only the newest is kept, and none
                        counts as best
         keep           how many of the rounds' checkpoints to keep, the
-                       newest, and the best one besides; None: all
+                       newest, and the best one besides; None: all. On a full
+                       disk the oldest make room for the next one first; the
+                       newest and the best always stay until it is written
         watch          a text to look at: before training, and behind each
                        round, a line says how surprising it is (as score()
                        does), how that has changed, and which of its words
