@@ -340,8 +340,8 @@ class ModelState:
         run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
                                                self.hyper)
-        self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
+            self.workdir.checkwritable()
             native.setthreads(threads)
             train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
 
