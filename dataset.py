@@ -223,16 +223,15 @@ class DataSet:
             if checksum is not None and filechecksum(path) != checksum:
                 raise ValueError('its checksum is wrong')
             openregular(path).close()
-            codes = np.load(path, mmap_mode='r', allow_pickle=False)
+            codes = np.lib.format.open_memmap(path, mode='r')
         except FileNotFoundError:
             raise WorkDirError(f"the encoded dataset {path} is missing: copy it back or start again from the source text") from None
         except Exception as error:      # whatever a damaged header makes NumPy raise
             raise WorkDirError(f"the encoded dataset {path} is damaged or can't be read ({reason(error)}): "
                                f"copy it back or start again from the source text") from error
         length = -(-checkint('numchars', numchars, 1) // checkint('seq_len', seq_len, 1)) * int(seq_len) + 1
-        if not isinstance(codes, np.memmap) or codes.shape != (length,) or codes.dtype != dtype:
-            found = f"{codes.dtype} of shape {codes.shape}" if isinstance(codes, np.ndarray) else "an archive"
-            raise WorkDirError(f"the encoded dataset {path} doesn't belong to this model: it holds {found}, "
+        if codes.shape != (length,) or codes.dtype != dtype:
+            raise WorkDirError(f"the encoded dataset {path} doesn't belong to this model: it holds {codes.dtype} of shape {codes.shape}, "
                                f"not {dtype} of shape {(length,)}; copy the right one back or start again from the source text")
         return cls(codes, numchars, seq_len, vocab)
 
