@@ -1,10 +1,12 @@
 """Memory of training: what it takes, and what ModelParams' formula (`layers.py`) says, by network, batch, vocabulary and option.
 
     python benchmarks/memory.py [--settings 2x256xB16xT64 ...] [--vocab 65 10000] [--options dropout ...] [--kernels native numpy]
+    python benchmarks/memory.py --text big.txt          a large text: from a new model to its training, 2 x 128 in batches of 64 x 100
 
 Each setting trains in a process of its own: a sample, three steps, a validation, a checkpoint. Measured is the peak of the process's
 resident memory (VmHWM of /proc) so far, above what it was when a tiny network of the same kind had done the same: the interpreter, Theano
-and the compiled functions are left out. The ratio is that of the whole, the last column, to the formula. Linux only.
+and the compiled functions are left out. The ratio is that of the whole, the last column, to the formula. With --text it is the process's
+own memory (RssAnon), all of it, and what of the mapped text stands beside it (RssFile). Linux only.
 """
 
 import argparse
@@ -12,6 +14,8 @@ import multiprocessing
 import os
 import re
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -57,13 +61,46 @@ def measured(setting, options, kernels, connection):
     connection.send((type(ms.model).memory(V, L, H, B, T, ms.hyper), *peaks))
 
 
+def measuredtext(path):
+    """Print the highest memory of making a model for a text, training it a little, and reading on through the whole text."""
+    import report
+    from model import ModelState
+    report.verbose = False
+    highest, isover = {'RssAnon': 0, 'RssFile': 0}, threading.Event()
+
+    def watch():
+        while not isover.wait(0.01):
+            for name in highest:
+                highest[name] = max(highest[name], status(name))
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+
+    def say(what):
+        print(f'{what:20}{highest["RssAnon"] / 1e6:8.0f} MB of its own,{highest["RssFile"] / 1e6:8.0f} MB mapped', flush=True)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            ms = ModelState.initfromsrcfile(path, Path(directory) / 'work', layers=2, state_size=128)
+            say('a new model')
+            ms.trainmodel(num_rounds=2, train_len=30, batchsize=64, valid_len=10, print_every=20)
+            say('training')
+            for pos in range(0, ms.data.batchepoch(64), 40):            # 4,000 bytes apart: no page is left out
+                ms.data.batch(pos, 64)
+            say('the whole text read')
+    finally:
+        isover.set()
+        watcher.join()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--settings', nargs='+', default=SETTINGS, metavar='LxHxBxT')
     parser.add_argument('--vocab', nargs='+', type=int, default=[65, 10_000])
     parser.add_argument('--options', nargs='+', choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument('--kernels', nargs='+', choices=('native', 'numpy'), default=['native', 'numpy'])
+    parser.add_argument('--text', metavar='FILE')
     args = parser.parse_args()
+    if args.text:
+        return measuredtext(args.text)
     print(f'{"MB":48}{"steps":>7}{"validation":>12}{"checkpoint":>12}{"formula":>9}{"ratio":>7}')
     context = multiprocessing.get_context('spawn')
     for text in args.settings:
