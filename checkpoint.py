@@ -18,7 +18,7 @@ import report
 from arrays import loadarrays, savearrays
 from errors import CheckpointError, WorkDirError, checkint, reason
 from lock import LOCKFILE, trainlock
-from storage import Staged, dumpfacts, isourtemp, loadfacts, removepair, syncdir
+from storage import Staged, dumpfacts, filechecksum, isourtemp, loadfacts, removepair, syncdir
 
 
 KINDS = ('validation', 'training', 'untrained')     # of a checkpoint's loss
@@ -242,17 +242,33 @@ class WorkDir:
                     raise
             return self._read(factspath.name)
 
-    def prune(self, keep):
-        """Remove all checkpoints of rounds' ends but the `keep` newest and the best one."""
+    def prune(self, keep, spared=None):
+        """Remove all checkpoints of rounds' ends but the `keep` newest, the best one and the one called `spared`; how many are gone."""
         found = self.scan()[0]
         best = found.best
-        self.remove(each for each in [known for known in found if known.kind != 'training'][:-keep] if each is not best)
+        return self.remove(each for each in [known for known in found if known.kind != 'training'][:-keep]
+                           if each is not best and each.name != spared)
+
+    def makeroom(self, keep, spared=None):
+        """Remove what `prune(keep)` would remove behind the next checkpoint, where the newest one is whole; how many are gone.
+
+        For a disk too full for that one: the newest, the best and the one called `spared` stay, whatever `keep` says.
+        """
+        found = self.scan()[0]
+        try:
+            iswhole = bool(found) and filechecksum(self.path / found[-1].arrays) == found[-1].checksum
+        except OSError:
+            iswhole = False
+        return self.prune(max(keep - 1, 1), spared) if iswhole else 0
 
     def remove(self, checkpoints):
-        """Remove these; what the disk refuses to remove stays, whole."""
+        """Remove these; what the disk refuses to remove stays, whole. How many are gone."""
+        gone = 0
         for each in checkpoints:
             with contextlib.suppress(OSError):
                 removepair(self.path / each.name)
+                gone += 1
+        return gone
 
     def checkpoints(self):
         """The Checkpoints, oldest first. One that can't be read is named in a warning and left out."""

@@ -4,6 +4,7 @@ encode.py makes the first two from a text file, DataSet.split the last. No Thean
 """
 import functools
 import math
+import mmap
 from fractions import Fraction
 
 import numpy as np
@@ -183,14 +184,15 @@ class DataSet:
 
         Column i is sequence (i batchepoch + pos) mod n: each row of the batch
         reads its own stretch of the text in order, and where B doesn't divide
-        n the last ones go on at the text's beginning.
+        n the last ones go on at the text's beginning. WorkDirError where the
+        mapped file has been cut short or holds what is no index.
         """
         steps = self.batchepoch(batchsize)
         pos = checkint(f"pos at batchsize {batchsize}", pos, 0, steps - 1)
         starts = (np.arange(int(batchsize)) * steps + pos) % self.numseqs * self.seq_len
         at = starts + np.arange(self.seq_len + 1)[:, None]
         at[at == self.numchars] = 0
-        return _inputsandtargets(np.asarray(self.codes)[at], self.vocab)
+        return _inputsandtargets(self.codes, at, self.vocab)
 
     def split(self, valid_frac):
         """(the DataSet to train on, the HeldOut to validate on): the text's end,
@@ -221,16 +223,15 @@ class DataSet:
             if checksum is not None and filechecksum(path) != checksum:
                 raise ValueError('its checksum is wrong')
             openregular(path).close()
-            codes = np.load(path, mmap_mode='r', allow_pickle=False)
+            codes = np.lib.format.open_memmap(path, mode='r')
         except FileNotFoundError:
             raise WorkDirError(f"the encoded dataset {path} is missing: copy it back or start again from the source text") from None
         except Exception as error:      # whatever a damaged header makes NumPy raise
             raise WorkDirError(f"the encoded dataset {path} is damaged or can't be read ({reason(error)}): "
                                f"copy it back or start again from the source text") from error
         length = -(-checkint('numchars', numchars, 1) // checkint('seq_len', seq_len, 1)) * int(seq_len) + 1
-        if not isinstance(codes, np.memmap) or codes.shape != (length,) or codes.dtype != dtype:
-            found = f"{codes.dtype} of shape {codes.shape}" if isinstance(codes, np.ndarray) else "an archive"
-            raise WorkDirError(f"the encoded dataset {path} doesn't belong to this model: it holds {found}, "
+        if codes.shape != (length,) or codes.dtype != dtype:
+            raise WorkDirError(f"the encoded dataset {path} doesn't belong to this model: it holds {codes.dtype} of shape {codes.shape}, "
                                f"not {dtype} of shape {(length,)}; copy the right one back or start again from the source text")
         return cls(codes, numchars, seq_len, vocab)
 
@@ -286,7 +287,7 @@ class HeldOut:
         for starts, end in (np.arange(rows) * length, length), (np.array([rows * length]), left):
             for done in range(0, end, self.seq_len):
                 at = starts + np.arange(done, min(done + self.seq_len, end) + 1)[:, None]
-                yield _inputsandtargets(np.asarray(self.codes)[at], self.vocab)
+                yield _inputsandtargets(self.codes, at, self.vocab)
 
     def losses(self, evaluate, batchsize, layers, state_size):
         """Yields, after each of the `numsteps(batchsize)` batches, the mean loss
@@ -330,13 +331,29 @@ def trainchars(numchars, seq_len, valid_frac):
     return length
 
 
-def _inputsandtargets(codes, vocab):
-    """Inputs and targets, (T, B) int32 each, C-contiguous, of codes (T + 1, B); WorkDirError where the charset has no such characters."""
-    codes = codes.astype(np.int32)
+def _inputsandtargets(codes, at, vocab):
+    """Inputs and targets, (T, B) int32 each, C-contiguous, of the codes at places (T + 1, B); WorkDirError where the charset has no such
+    characters, or the codes' file has been cut short."""
+    _checkmapped(codes)
+    codes = np.asarray(codes)[at].astype(np.int32)
     if vocab is not None and not 0 <= codes.min() <= codes.max() < vocab:
         raise WorkDirError(f"the encoded dataset is damaged: it holds the index {codes.max()} where the charset has "
                            f"{vocab} characters; make it again from the source text")
     return codes[:-1], codes[1:].copy()     # the two don't share memory
+
+
+def _checkmapped(codes):
+    """WorkDirError where the file under mapped codes is shorter than when it was mapped: to read what is gone ends the process (SIGBUS).
+
+    A microsecond a batch. It still ends so where the file is cut in the moment between; the last checkpoint stands then.
+    """
+    array = codes
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap) and array.size() < len(array):
+        raise WorkDirError(f"the encoded dataset {getattr(codes, 'filename', '')} has been cut short while it was in use, from "
+                           f"{len(array):,} to {array.size():,} bytes: copy its content back into it, or restore() when the whole file is "
+                           "back")
 
 
 def codepoints(text):

@@ -191,17 +191,19 @@ def evaluate(outputs, givens):
     For graphs of our own Ops; shared variables and constants stand for themselves.
     """
     values = dict(givens)
+    return [_value(variable, values) for variable in outputs]
 
-    def value(variable):
-        if variable not in values:
-            node = variable.owner
-            if node is None:
-                values[variable] = (variable.data if isinstance(variable, Constant)
-                                    else np.asarray(held(variable)))
-            else:
-                storage = [[None] for _ in node.outputs]
-                node.op.perform(node, [value(i) for i in node.inputs], storage)
-                values.update(zip(node.outputs, (s[0] for s in storage)))
-        return values[variable]
 
-    return [value(variable) for variable in outputs]
+def _value(variable, values):
+    """The variable's value, from those in the dict `values`, which it adds to. No closure that calls itself: such a cycle would keep all
+    arrays until Python's collector happens to run."""
+    if variable not in values:
+        node = variable.owner
+        if node is None:
+            values[variable] = (variable.data if isinstance(variable, Constant)
+                                else np.asarray(held(variable)))
+        else:
+            storage = [[None] for _ in node.outputs]
+            node.op.perform(node, [_value(i, values) for i in node.inputs], storage)
+            values.update(zip(node.outputs, (s[0] for s in storage)))
+    return values[variable]

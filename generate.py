@@ -12,6 +12,7 @@ MOSTCHARS, MOSTTEXTS = 10 ** 8, 10_000
 FIRST = 64              # characters of a stream's first piece; each piece has twice as many as the one before,
 WORK = 10 ** 9          # until it takes so many products: some 50 ms, so that Ctrl-C is heard and a person sees it grow
 DRAW = 20_000           # products that take as long as drawing one character from its logits
+LOGITS = 1 << 22        # numbers that they take at most, of the texts that are drawn side by side
 
 
 class TextState(NamedTuple):
@@ -166,7 +167,10 @@ class Stream:
         self._size = min(2 * self._size or FIRST, most)
         steps = min(self._left, self._size)
         uniforms = np.stack([self._rngs[i].random(steps) for i in live])
-        drawn, states = self._model.sampletext(before.chars[live], uniforms, *self._steering, self._allowed, before.states[:, live])
+        rows, parts = max(LOGITS // vocab, 1), []
+        for some, theirs in ((live[i:i + rows], uniforms[i:i + rows]) for i in range(0, len(live), rows)):
+            parts.append(self._model.sampletext(before.chars[some], theirs, *self._steering, self._allowed, before.states[:, some]))
+        drawn, states = (np.concatenate(each, axis) for axis, each in enumerate(zip(*parts)))
         self._left -= steps
         after = TextState(before.states.copy(), before.chars.copy())
         after.states[:, live], after.chars[live] = states, drawn[:, -1]

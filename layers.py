@@ -33,8 +33,13 @@ class ModelParams(Compiled):
     `updates` counts the updates that were made, `cacheupdates` those since the optimizer's caches were zero, `characters` what was read in
     training, `seconds` the time that it took.
 
-    Memory of a training step, bytes: about 4 [T B (8 L H + 8 H) + (3 + C) P], P = number of parameters, C = how many caches;
-    with dropout 4 T B 2 L H more, with layernorm too; with NumPy up to half as much again.
+    Memory of training, bytes, about: 4 [T B H L (9 + 2 D + 3 N) + (3 + 2 C) P + Q + 6 L H^2 + K H V + scratch], P = number of parameters,
+    C = how many caches, D, N = 1 with dropout, layernorm, Q = size of the largest parameter, at most 4,194,304, K = 5 in GRUEncode, 1 in
+    GRUResize. States, gates and their gradients are 5 of the 9, validation's the rest; parameters, gradients and caches are 2 + C of the P,
+    their copies for a checkpoint 1 + C, of which Q are written at a time; then what is kept to draw samples with. The kernels' scratch is
+    the larger of the backward pass's, 3 T B H + 6 H^2 + 5 H min(T B, V), and the output layer's, 2 H V and the logits of a block of
+    characters: T B V numbers, but no more than the larger of 4,194,304 and 256 V. NumPy takes as much, or where V is large up to two fifths
+    less. The text is mapped, and counts as the system's cache. benchmarks/memory.py measures it.
     """
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
@@ -84,15 +89,24 @@ class ModelParams(Compiled):
         return sum(math.prod(shape) for shape in cls.shapesof(vocab, layers, state_size).values())
 
     @classmethod
+    def memory(cls, vocab, layers, state_size, batchsize=1, seq_len=1, hyper=None):
+        """Bytes that training as `hyper` (HyperParams, None: the defaults) has it takes, by the formula above."""
+        V, L, H, characters = vocab, layers, state_size, batchsize * seq_len
+        hyper = hyper or HyperParams()
+        settings = Settings.of(hyper)
+        backward = 3 * characters * H + 6 * H * H + 5 * H * min(characters, V)
+        output = 2 * H * V + min(characters * V, max(1 << 22, 256 * V))
+        sampler = 6 * L * H * H + (5 if cls.source == 'encoded' else 1) * H * V
+        written = min(max(math.prod(shape) for shape in cls.shapesof(V, L, H).values()), 1 << 22)
+        return 4 * (characters * H * L * (9 + 2 * settings.dropout + 3 * hyper.layernorm)
+                    + (3 + 2 * len(settings.kinds)) * cls.count(V, L, H) + written + sampler + max(backward, output))
+
+    @classmethod
     def checkmemory(cls, vocab, layers, state_size, batchsize=1, seq_len=1, hyper=None):
         """MemoryError for a network, or for batches of its training as `hyper` has it, that this machine can't hold."""
         L, H = layers, state_size
-        count = cls.count(vocab, L, H)
-        hyper = hyper or HyperParams()
-        settings = Settings.of(hyper)
-        perlayer = 8 + 2 * settings.dropout + 2 * hyper.layernorm
-        needed = 4 * (batchsize * seq_len * (perlayer * L * H + 8 * H) + (3 + len(settings.kinds)) * count)
-        checkmemory(f'a network of {L} x {H}, {count:,} parameters, in batches of {batchsize} x {seq_len} characters', needed,
+        checkmemory(f'a network of {L} x {H}, {cls.count(vocab, L, H):,} parameters, in batches of {batchsize} x {seq_len} characters',
+                    cls.memory(vocab, L, H, batchsize, seq_len, hyper),
                     'use a smaller state_size, batchsize or seq_len, or fewer layers')
 
     def weights(self):

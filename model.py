@@ -312,7 +312,9 @@ class ModelState:
                        these and of Ctrl-C's only the newest is kept, and none
                        counts as best
         keep           how many of the rounds' checkpoints to keep, the
-                       newest, and the best one besides; None: all
+                       newest, and the best one besides; None: all. On a full
+                       disk the oldest make room for the next one first; the
+                       newest and the best always stay until it is written
         watch          a text to look at: before training, and behind each
                        round, a line says how surprising it is (as score()
                        does), how that has changed, and which of its words
@@ -363,8 +365,8 @@ class ModelState:
         run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
                                                self.hyper)
-        self.workdir.checkwritable()
         with report.quiet(not verbose), trainlock(self.workdir.path):
+            self.workdir.checkwritable()
             native.setthreads(threads)
             self._place(device)
             train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)

@@ -283,11 +283,12 @@ class SoftmaxLoss(Op):
     Output: the mean negative log-likelihood of y under softmax(S V + c), in nats per character, a float64 scalar.
     With `gradients=True` follow that loss's gradients dS, dV, dc: the training step needs both and so computes logits once.
 
-    Cost: 2 H V FLOP a character, 6 H V with gradients; logits exist for `ROWS` characters at a time.
+    Cost: 2 H V FLOP a character, 6 H V with gradients. Logits exist for `ROWS` characters at a time, or for fewer, so that they are no more
+    than `LOGITS` numbers or, where that is more, than V has.
     """
 
     __props__ = ('gradients',)
-    ROWS = 2048
+    ROWS, LOGITS = 2048, 1 << 22
 
     def __init__(self, gradients=False):
         self.gradients = gradients
@@ -304,12 +305,15 @@ class SoftmaxLoss(Op):
         S, y = S3.reshape(-1, V.shape[0]), y.ravel()
         M = len(y)
         nll = 0.0
+        block = min(M, self.ROWS, max(self.LOGITS // len(c), len(V)))
+        memory = np.empty((block, len(c)), np.result_type(S, V))
         if self.gradients:
-            dS = _buffer(outputs[1], S3.shape, S.dtype).reshape(S.shape)
-            dV, dc = np.zeros_like(V), np.zeros_like(c)
-        for start in range(0, M, self.ROWS):
-            rows = slice(start, start + self.ROWS)
-            logits = np.dot(S[rows], V)
+            dS, dV = (_buffer(storage, i.shape, S.dtype) for storage, i in zip(outputs[1:], (S3, V)))
+            dS, dc = dS.reshape(S.shape), np.zeros_like(c)
+            part = np.empty_like(dV) if block < M else None
+        for start in range(0, M, block):
+            rows = slice(start, start + block)
+            logits = np.dot(S[rows], V, out=memory[:M - start])
             logits += c
             logits -= logits.max(axis=1, keepdims=True)
             target = (np.arange(len(logits)), y[rows])
@@ -322,7 +326,9 @@ class SoftmaxLoss(Op):
                 logits[target] -= 1
                 logits /= M
                 np.dot(logits, V.T, out=dS[rows])
-                dV += np.dot(S[rows].T, logits)
+                np.dot(S[rows].T, logits, out=part if start else dV)
+                if start:
+                    dV += part
                 dc += logits.sum(axis=0)
         outputs[0][0] = np.asarray(nll / M)
         if self.gradients:

@@ -12,16 +12,17 @@ from errors import checktext, short
 from rounding import product
 
 CHUNK = 1000            # characters, of all rows, that are read at a time: their states take memory
+LOGITS = 1 << 20        # numbers that what may come next takes at a time: of a large vocabulary fewer characters are read
 SHOWN = 50_000          # characters from which on a person is told how far it is
 
 
-def readcharacters(model, x, states, compiled=True):
+def readcharacters(model, x, states, compiled=True, most=None):
     """Yields every layer's states, a list of (t, B, H), along x (T, B), integers, behind states (L, B, H), a chunk of steps at a time.
 
-    compiled: whether by `model.allstates`, which may have to be compiled first, or by `model.plainstates`.
+    compiled: whether by `model.allstates`, which may have to be compiled first, or by `model.plainstates`. most: steps of a chunk.
     """
     allstates = model.allstates if compiled else model.plainstates
-    steps = max(CHUNK // x.shape[1], 1)
+    steps = max(min(CHUNK // x.shape[1], most or CHUNK), 1)
     for start in range(0, len(x), steps):
         S = allstates(np.ascontiguousarray(x[start:start + steps], np.int32), states)
         states = [s[-1] for s in S]
@@ -116,18 +117,19 @@ def foretold(ms, codes, targets):
         output = product(params['V'].astype(np.float64), 'float32')
     progress = report.Progress('Reading', len(codes), 1) if len(codes) > SHOWN else None
     done, total = 0, 0.0
+    zeros, most = np.zeros((model.layers, 1, model.state_size), np.float32), max(LOGITS // len(c), 1)
     try:
-        for S in readcharacters(model, codes[:, None], np.zeros((model.layers, 1, model.state_size), np.float32)):
-            logits = output(model.passedup(S[-1])[:, 0]) + c
-            highest = logits.max(1)
-            logsums = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
-            known = targets[done:done + len(logits)]
-            shares = logsums[:len(known)] - logits[np.arange(len(known)), known]
-            done += len(logits)
+        for S in readcharacters(model, codes[:, None], zeros, most=most):
+            logs = output(model.passedup(S[-1])[:, 0]) + c
+            logs -= logs.max(1, keepdims=True)
+            logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+            known = targets[done:done + len(logs)]
+            shares = -logs[np.arange(len(known)), known]
+            done += len(logs)
             total += shares.sum()
-            yield S, logits - logsums[:, None], shares
+            yield S, logs, shares
             if progress:
-                progress.step(total / min(done, len(targets)), len(logits))
+                progress.step(total / min(done, len(targets)), len(logs))
     finally:
         if progress:
             progress.close()

@@ -1,6 +1,7 @@
 """The training loop: rounds of steps, samples on the way, validation, history, checkpoints, and a Ctrl-C that loses nothing."""
 
 import contextlib
+import errno
 import math
 import signal
 import threading
@@ -91,7 +92,7 @@ class Saver:
         """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
         self.flush(sync=True)
         try:
-            checkpoint = saving.write(self.ms, loss, losskind, run=self.run.facts(), **facts)
+            checkpoint = self._written(loss, losskind, run=self.run.facts(), **facts)
         except (OSError, MemoryError, WorkDirError) as error:
             self.error = error
             report.warn(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
@@ -104,6 +105,26 @@ class Saver:
             with contextlib.suppress(OSError):      # the next checkpoint tries again
                 self.ms.workdir.prune(self.keep)
         return checkpoint
+
+    def _written(self, *facts, **more):
+        """What `saving.write` gives; on a full disk it is asked again when older checkpoints have made room, if any may."""
+        try:
+            return saving.write(self.ms, *facts, **more)
+        except OSError as error:
+            if not self._makeroom(error):
+                raise
+        return saving.write(self.ms, *facts, **more)
+
+    def _makeroom(self, error):
+        """Whether, where the disk is full, checkpoints were removed that `keep` doesn't keep behind the next one."""
+        if self.keep is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return False
+        with contextlib.suppress(OSError):
+            gone = self.ms.workdir.makeroom(self.keep, self.ms.checkpoint and self.ms.checkpoint.name)
+            if gone:
+                report.say(f'The disk is full: {counted(gone, "older checkpoint")} made room for the next one (keep={self.keep}).')
+            return gone > 0
+        return False
 
     def writetraining(self):
         """Write one without a validation: its loss is the mean training loss of the steps since the last checkpoint."""

@@ -28,22 +28,29 @@ AWAKE = 0.2         # seconds: OpenBLAS's threads spin for 0.11 before they slee
 SETTINGS = ['2x128xB50xT50', '3x256xB16xT100', '3x512xB64xT100']
 
 
-def ours(L, H, B, T, V, **hyper):
-    """A step of `trainmodel`, its row of the history included, on a text of V - 1 characters drawn at random (V counts the unknown one too)."""
+def newmodel(L, H, B, T, V, **options):
+    """(a ModelState for a text of V - 1 characters drawn at random, the directory that it lives in as long as it is kept); V counts the
+    unknown character too."""
     import numpy as np
 
     import report
-    import train
-    from advice import Advisor
     from model import ModelState
-    from run import Run
     report.verbose = False
-    codes = np.random.default_rng(0).integers(0, V - 1, 40 * B * T)
+    codes = np.random.default_rng(0).integers(0, V - 1, max(40 * B * T, V))
     codes[:V - 1] = range(V - 1)
-    directory = tempfile.TemporaryDirectory()           # as long as the steps are made
+    directory = tempfile.TemporaryDirectory()
     srcfile = Path(directory.name) / 'text.txt'
     srcfile.write_text(''.join(chr(0x100 + c) for c in codes), encoding='utf-8')
-    ms = ModelState.initfromsrcfile(srcfile, Path(directory.name) / 'work', seq_len=T, init_checkpoint=False, layers=L, state_size=H, **hyper)
+    return ModelState.initfromsrcfile(srcfile, Path(directory.name) / 'work', seq_len=T, init_checkpoint=False, layers=L, state_size=H,
+                                      **options), directory
+
+
+def ours(L, H, B, T, V, **options):
+    """A step of `trainmodel`, its row of the history included."""
+    import train
+    from advice import Advisor
+    from run import Run
+    ms, directory = newmodel(L, H, B, T, V, **options)
     train._placestate(ms.model, B, True)
     run = Run(10 ** 9, 10 ** 9, B, 1)
     saver, advisor, epochsteps = train.Saver(ms, run, 0, None), Advisor(ms, run), ms.data.batchepoch(B)

@@ -3,6 +3,7 @@
 `python -m pytest` with PyTensor's environment or with classic Theano's runs the same tests on that engine.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -235,3 +236,12 @@ def rates(**given):
     from update import RATES
     assert set(given) <= set(RATES)
     return np.array([given.get(name, 0.0) for name in RATES], 'float64')
+
+
+def assert_needs(monkeypatch, numbers, kind, *sizes, **given):
+    """That a machine with memory for so many float32 numbers may train this, a layers.ModelParams of these sizes, and none with less."""
+    import errors
+    for memory, fits in ((4 * numbers, True), (4 * numbers - 1, False)):
+        monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
+        with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
+            kind.checkmemory(*sizes, **given)

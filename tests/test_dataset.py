@@ -372,3 +372,21 @@ def test_indices_beyond_the_charset_never_reach_a_batch(path):
     data.batch(0, 1)
     with pytest.raises(WorkDirError, match='index 200'):
         data.batch(2, 1)
+
+
+def test_a_file_that_is_cut_short_while_it_is_mapped_is_refused_and_does_not_end_the_process(tmp_path):
+    path = tmp_path / 'codes.npy'
+    codes = np.arange(3 * 4096 + 1) % 9
+    np.save(path, codes.astype(np.uint8))
+    whole = path.read_bytes()
+    data, heldout = DataSet.load(path, 3 * 4096, 4096, 9).split(0.34)
+    first, last = data.batch(0, 1)[0].tolist(), next(heldout.batches(1))[0].tolist()
+    for length in 0, 1000, len(whole) - 1:
+        with open(path, 'r+b') as file:
+            file.truncate(length)
+        for read in (lambda: data.batch(0, 1), lambda: next(heldout.batches(1))):
+            with pytest.raises(WorkDirError, match=f'codes.npy has been cut short .* from 12,417 to {length:,} bytes'):
+                read()
+        with open(path, 'r+b') as file:
+            file.write(whole)
+        assert data.batch(0, 1)[0].tolist() == first and next(heldout.batches(1))[0].tolist() == last

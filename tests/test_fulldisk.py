@@ -38,7 +38,8 @@ def make(disk, tmp_path, **options):
 def fill(disk, leave=0):
     """Fill the file system but for `leave` bytes, in whole pages."""
     free = shutil.disk_usage(disk).free
-    (disk / 'filler').write_bytes(bytes(max(free - leave, 0)))
+    with open(disk / 'filler', 'ab') as file:
+        file.write(bytes(max(free - leave, 0)))
 
 
 def iswhole(path, count):
@@ -92,19 +93,64 @@ def test_a_disk_that_stays_full_loses_no_checkpoint_and_the_network_stays(disk, 
     assert ModelState.load(disk / 'work').checkpoint == ms.checkpoint
 
 
+def test_keep_makes_room_on_a_full_disk_before_the_next_checkpoint(disk, tmp_path, monkeypatch, capsys):
+    """Four checkpoints without keep; then the disk is full, and keep=2 lets go of all but the newest and the best, so that each round is
+    written."""
+    ms = make(disk, tmp_path)
+    ms.trainmodel(num_rounds=3, train_len=3, batchsize=8, valid_len=1, print_every=0)
+    assert [c.pos for c in ms.checkpoints()] == [0, 3, 6, 9]
+    gone = 4 - len({ms.checkpoints()[-1].pos, ms.checkpoints().best.pos})
+    fill(disk)
+    monkeypatch.setattr(report, 'verbose', True)
+    ms.trainmodel(num_rounds=4, train_len=3, batchsize=8, valid_len=1, print_every=0, keep=2)
+    said = capsys.readouterr().out
+    assert f'The disk is full: {gone} older checkpoints made room' in said and 'could not be written' not in said
+    found = ms.checkpoints()
+    assert [c.pos for c in found][-2:] == [18, 21] and len(found) <= 3 and found.best in found and iswhole(disk / 'work', len(found))
+
+
+@pytest.mark.filterwarnings('ignore:The checkpoint could not be written')
+@pytest.mark.parametrize('keep', [1, 2, 3])
+def test_a_full_disk_never_costs_the_newest_nor_the_best_checkpoint(disk, tmp_path, keep):
+    ms = make(disk, tmp_path)
+    ms.trainmodel(num_rounds=3, train_len=3, batchsize=8, valid_len=1, print_every=0)
+    newest, best = ms.checkpoints()[-1], ms.checkpoints().best
+    between(ms, {1: lambda: fill(disk)})
+    makeroom = WorkDir.makeroom
+    try:
+        WorkDir.makeroom = lambda *given: makeroom(*given) * (fill(disk) is None)       # others take what becomes free
+        with pytest.raises(RNGRUError, match='No space left'):
+            ms.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=0, keep=keep)
+    finally:
+        WorkDir.makeroom = makeroom
+    found = ms.checkpoints()
+    assert newest in found and best in found and max(keep - 1, 1) <= len(found) <= max(keep, 2) and iswhole(disk / 'work', len(found))
+
+
+def test_a_full_disk_costs_no_checkpoint_where_the_newest_is_damaged(disk, tmp_path):
+    ms = make(disk, tmp_path)
+    ms.trainmodel(num_rounds=3, train_len=3, batchsize=8, valid_len=1, print_every=0)
+    count, newest = len(ms.checkpoints()), ms.checkpoints()[-1]
+    path = disk / 'work' / newest.arrays
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert ms.workdir.makeroom(1) == 0 and len(ms.checkpoints()) == count
+
+
 @pytest.mark.filterwarnings('ignore:The checkpoint could not be written')
 def test_every_amount_of_room_gives_the_old_or_the_new_checkpoint(disk, tmp_path):
     ms = make(disk, tmp_path)
     ms.trainmodel(train_len=1, batchsize=8, valid_len=1, print_every=0)
     written = 0
     for pages in range(0, 16):
-        count = len(ms.checkpoints())
         fill(disk, pages * 4096)
+        newest, best = ms.checkpoints()[-1], ms.checkpoints().best
         try:
             ms.trainmodel(train_len=1, batchsize=8, valid_len=1, print_every=0, keep=1)
             written += 1
         except RNGRUError:
-            assert iswhole(disk / 'work', count)
+            assert {newest, best} <= set(ms.checkpoints())
         (disk / 'filler').unlink()
         iswhole(disk / 'work', len(ms.checkpoints()))
         if written > 2:

@@ -149,6 +149,22 @@ def test_the_first_of_several_texts_is_the_single_one_and_all_are_different(ms):
     assert len(set(ms.sample(80, 1, n=5))) == 5
 
 
+def test_texts_of_a_large_vocabulary_are_drawn_some_at_a_time(ms, monkeypatch):
+    """Six logits a text here: with room for 3 texts' logits, 33 texts are drawn in 11 groups, and are what they would be in one."""
+    options = {'temp': 1, 'seed': 5, 'n': 33, 'until': 'bb'}
+    whole, state = ms.sample(80, **options), ms.stream(40, 1, 5, n=33)
+    list(state)
+    assert len(ms.charset) == 6
+    sampletext, sizes = ms.model.sampletext, []
+    monkeypatch.setattr(generate, 'LOGITS', 3 * 6 + 5)
+    monkeypatch.setattr(ms.model, 'sampletext', lambda chars, *values: sizes.append(len(chars)) or sampletext(chars, *values))
+    assert ms.sample(80, **options) == whole and max(sizes) == 3
+    again = ms.stream(40, 1, 5, n=33)
+    list(again)
+    np.testing.assert_allclose(again.state.states, state.state.states, atol=1e-6)
+    np.testing.assert_array_equal(again.state.chars, state.state.chars)
+
+
 def test_first_characters_are_drawn_by_how_often_they_begin_a_line(ms):
     """a, b, b, c: 600 draws, to within five standard deviations."""
     firsts = [text[0] for text in ms.sample(1, n=600, seed=0)]

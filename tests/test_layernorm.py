@@ -1,16 +1,14 @@
 """Layer normalisation against numbers worked out by hand, the naive loop, PyTorch, finite differences and the naive network."""
 
-import contextlib
-
 import numpy as np
 import pytest
 
 import dropout
 import engine
-import errors
 import layers
 import native
-from conftest import kernel, naive_gru, naive_layernorm, naive_logits, naive_nll, naive_sample, naive_states, naive_vectors, perform
+from conftest import (assert_needs, kernel, naive_gru, naive_layernorm, naive_logits, naive_nll, naive_sample, naive_states, naive_vectors,
+                      perform)
 from engine import T, theano
 from hyperparams import HyperParams
 from layernorm import LayerNorm, LayerNormGrad, normalised
@@ -362,14 +360,10 @@ def test_it_is_off_unless_asked_for_and_adds_no_parameters():
 
 
 def test_memory_counts_what_it_makes(monkeypatch):
-    """Of B T = 50 characters and 3 layers of 10 units: 8 (3 + 1) 10 numbers a character, with layernorm 2 x 3 x 10 more, dropout too."""
+    """As in test_layers, whose numbers stand here: with layernorm 3 more a unit and character, with dropout 2."""
     count = layers.GRUEncode.count(10, 3, 10)
-    for hyper, numbers in ((HyperParams(), 320), (ON, 380), (HyperParams(layernorm=True, dropout=0.1), 440)):
-        needed = 4 * (50 * numbers + 4 * count)
-        for memory, fits in ((needed, True), (needed - 1, False)):
-            monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
-            with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
-                layers.GRUEncode.checkmemory(10, 3, 10, 5, 10, hyper)
+    for hyper, numbers in ((HyperParams(), 13_500), (ON, 18_000), (HyperParams(layernorm=True, dropout=0.1), 21_000)):
+        assert_needs(monkeypatch, 5 * count + numbers + 300 + 2_300 + 2_600, layers.GRUEncode, 10, 3, 10, 5, 10, hyper)
 
 
 # --- The model ----------------------------------------------------------------------------------------------------------------

@@ -3,16 +3,16 @@
 `PYTHONPATH=. python tests/test_layers.py` prints the constants of TRAINED, worked out in float64 without Theano or our Ops.
 """
 
-import contextlib
+import gc
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import engine
-import errors
 import layers
 import report
-from conftest import naive_logits, naive_nll, naive_sample, naive_states
+from conftest import assert_needs, naive_logits, naive_nll, naive_sample, naive_states
 from engine import T, theano
 from hyperparams import HyperParams
 
@@ -685,29 +685,47 @@ def test_numbers_change_without_a_compilation_and_each_optimizer_compiles_once(m
 
 
 def test_memory_counts_the_caches(monkeypatch):
-    """(3 + caches) numbers a parameter: 1 x 1000 with 10 characters has 6,033,010 parameters, 4 bytes each."""
+    """3 + 2 caches numbers a parameter: 1 x 1000 with 10 characters has 6,033,010 parameters. Besides 9 x 1000 a character, 3,000,000 for a
+    checkpoint's largest array, 6,000,000 + 5 x 10,000 of the sampler and 6,000,000 + 8,000 of the backward pass."""
     count = layers.GRUEncode.count(10, 1, 1000)
     assert count == 10 * 1000 + 1000 + 6 * 1000 ** 2 + 3000 + 10 * 1000 + 10
-    for optimizer, ema, caches in (('rmsprop', 0, 1), ('sgd', 0, 1), ('adam', 0, 2), ('adamw', 0.9, 3)):
-        needed = 4 * ((3 + caches) * count + 16 * 1000)
-        for memory, fits in ((needed, True), (needed - 1, False)):
-            monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
-            if fits:
-                layers.GRUEncode.checkmemory(10, 1, 1000, hyper=HyperParams(optimizer=optimizer, ema=ema))
-            else:
-                with pytest.raises(MemoryError):
-                    layers.GRUEncode.checkmemory(10, 1, 1000, hyper=HyperParams(optimizer=optimizer, ema=ema))
+    for optimizer, ema, each in (('rmsprop', 0, 5), ('sgd', 0, 5), ('adam', 0, 7), ('adamw', 0.9, 9)):
+        assert_needs(monkeypatch, each * count + 9_000 + 3_000_000 + 6_050_000 + 6_008_000, layers.GRUEncode, 10, 1, 1000,
+                     hyper=HyperParams(optimizer=optimizer, ema=ema))
 
 
 def test_memory_counts_what_dropout_makes(monkeypatch):
-    """Of B T = 50 characters and 3 layers of 10 units: 8 (3 + 1) 10 numbers a character, with dropout 2 x 3 x 10 more."""
+    """Of 50 characters and 3 layers of 10 units, with 10 different ones: 9, with dropout 11 numbers a unit and character; the largest
+    array's are 300, the sampler's 1,800 + 500, the backward pass's 1,500 + 600 + 500."""
     count = layers.GRUEncode.count(10, 3, 10)
-    for dropout, numbers in ((0.0, 320), (0.2, 380)):
-        needed = 4 * (50 * numbers + 4 * count)
-        for memory, fits in ((needed, True), (needed - 1, False)):
-            monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
-            with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
-                layers.GRUEncode.checkmemory(10, 3, 10, 5, 10, HyperParams(dropout=dropout))
+    for dropout, numbers in ((0.0, 13_500), (0.2, 16_500)):
+        assert_needs(monkeypatch, 5 * count + numbers + 300 + 2_300 + 2_600, layers.GRUEncode, 10, 3, 10, 5, 10,
+                     HyperParams(dropout=dropout))
+
+
+@pytest.mark.parametrize('vocab, logits', [(10_000, 2 ** 22), (100_000, 25_600_000), (1_000, 2_000_000)])
+def test_memory_counts_the_logits_of_a_block_only(monkeypatch, vocab, logits):
+    """Of 2,000 characters with so many different ones, 1 x 10: all logits, or of a block."""
+    count = layers.GRUResize.count(vocab, 1, 10)
+    assert count == 30 * vocab + 300 + 30 + 11 * vocab
+    assert_needs(monkeypatch, 5 * count + 180_000 + min(30 * vocab, 2 ** 22) + 600 + 10 * vocab + 20 * vocab + logits,
+                 layers.GRUResize, vocab, 1, 10, 20, 100)
+
+
+def test_the_untrained_loss_keeps_no_batch_in_memory():
+    """States and gates of 100 x 50 characters and 16 units take 1.3 MB: 20 batches need no more than one does."""
+    model, (x, y) = build('GRUEncode', L=1, H=16), batch(steps=100, B=50)
+    model.untrainedloss([(x, y)])
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        model.untrainedloss([(x, y)] * 20)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert peak < 8e6
 
 
 # --- The other functions -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import lock
 import report
 from errors import WorkDirError
 from lock import LOCKFILE, holder, trainlock
+from rn_rnn_char import ModelState
 
 ROOT = Path(__file__).parent.parent
 HOLD = '''
@@ -102,6 +103,15 @@ def test_a_directory_that_is_gone_and_a_system_without_flock_are_said(tmp_path, 
     with trainlock(tmp_path):
         assert 'no flock' in capsys.readouterr().out
     assert holder(tmp_path) is None and os.listdir(tmp_path) == []
+
+
+def test_a_trainer_that_is_refused_leaves_the_directory_alone(tmp_path, text):
+    ms = ModelState.initfromsrcfile(text, tmp_path / 'work', seq_len=10, state_size=4)
+    with trainlock(tmp_path / 'work'):
+        before = os.stat(tmp_path / 'work').st_mtime_ns
+        with pytest.raises(WorkDirError, match='is training'):
+            ms.trainmodel(train_len=1, batchsize=2, valid_len=1, print_every=0)
+        assert os.stat(tmp_path / 'work').st_mtime_ns == before
 
 
 TRAIN = '''

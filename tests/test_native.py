@@ -1,5 +1,8 @@
 """The Ops on the native kernels: which nodes these compute, what they refuse, and whole trainings."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -207,6 +210,30 @@ def test_2000_steps_of_training_agree_with_numpy_in_loss_to_three_digits(tmp_pat
 
 
 # --- The profile ------------------------------------------------------------------------------------------------
+
+@needskernels
+@pytest.mark.skipif(not os.path.exists('/proc/self/clear_refs'), reason="this system doesn't tell a process's peak")
+def test_logits_of_a_large_vocabulary_never_exist_whole():
+    """4,000 characters of 10,000 take 160 MB of logits; a block of them is 17 MB, and all else here is small."""
+    code = """
+import pathlib, re
+import numpy as np
+import native
+def memory(name):
+    return 1024 * int(re.search(name + r':\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])
+def loss(T, V):
+    S, y = np.full((T, 20, 16), 0.5, np.float32), np.zeros((T, 20), np.int32)
+    weights, c = np.zeros((16, V), np.float32), np.zeros(V, np.float32)
+    return native.softmaxloss(S, weights, c, y, [np.empty_like(S), np.empty_like(weights), np.empty_like(c)])
+loss(2, 10)
+before = memory('VmRSS')
+pathlib.Path('/proc/self/clear_refs').write_text('5')
+print(loss(200, 10_000), memory('VmHWM') - before)
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loss, peak = map(float, done.stdout.split()[-2:])
+    assert abs(loss - 9.2103404) < 1e-5 and peak < 60e6            # ln(10,000): all are equally likely
+
 
 @needskernels
 def test_the_profile_gives_seconds_by_phase_whose_sum_is_below_the_wall_time():

@@ -1,6 +1,7 @@
 """The Ops against naive loops, numerical gradients, and a network that Theano differentiates by itself."""
 
 import importlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 import engine
 import layers
 import ops
-from conftest import naive_gru, naive_logits, naive_nll, naive_vectors, perform, symbol
+from conftest import naive_gru, naive_logits, naive_nll, naive_vectors, perform, symbol, uniform
 from engine import T, theano
 
 SOURCES = ('vectors', 'onehot', 'encoded')
@@ -439,6 +440,24 @@ def test_rows_at_a_time_do_not_change_the_loss_nor_its_gradients(monkeypatch, ro
                                naive_nll(inputs[0] @ inputs[1] + inputs[2], inputs[3]), rtol=1e-13)
     for part, want in zip(perform(ops.SoftmaxLoss(True), *inputs), whole):
         np.testing.assert_allclose(part, want, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+def test_logits_of_a_large_vocabulary_never_exist_whole(gradients):
+    """1,500 characters of 10,000 take 60 MB of logits; a block of them is 16 MB, and all else here is small."""
+    rng = np.random.default_rng(0)
+    S, V, c = uniform(rng, 75, 20, 4), uniform(rng, 4, 10_000), uniform(rng, 10_000)
+    y = rng.integers(0, 10_000, (75, 20), 'int32')
+    tracemalloc.start()
+    try:
+        loss = perform(ops.SoftmaxLoss(gradients), S, V, c, y)[0]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24e6
+    rows = S.reshape(-1, 4).astype('float64') @ V + c
+    want = np.log(np.exp(rows).sum(1)) - rows[np.arange(1500), y.ravel()]
+    np.testing.assert_allclose(loss, want.mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize('which', range(3))

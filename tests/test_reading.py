@@ -2,12 +2,14 @@
 
 import math
 import sys
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+import inside
 import reading
 import report
 from conftest import naive_layernorm, naive_logits, naive_states
@@ -85,6 +87,23 @@ def test_chunks_make_no_difference(ms, monkeypatch):
         some = text[:400] if chunk == 1 else text
         np.testing.assert_allclose(ms.score(some).shares, score.shares[:len(some)], atol=1e-5)
         np.testing.assert_allclose(ms.trackneurons(some), states[:, :, :len(some)], atol=1e-5)
+
+
+def test_a_large_vocabulary_is_read_with_few_of_its_probabilities_in_memory(tmp_path):
+    """What may come behind 1,000 characters of 10,000 takes 80 MB, and what is made of it as much again; untrained, all are likely."""
+    text = ''.join(map(chr, range(0x4e00, 0x4e00 + 9_999)))
+    (tmp_path / 'text').write_text(text)
+    ms = ModelState.initfromsrcfile(tmp_path / 'text', tmp_path / 'work', seq_len=10, state_size=4, init_checkpoint=False)
+    ms.model.allstates = ms.model.plainstates
+    tracemalloc.start()
+    try:
+        read = inside.read(ms, text[:1500])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6 and len(ms.charset) == 10_000
+    V = ms.model.get_params()['V']
+    np.testing.assert_allclose(read.shares, math.log(10_000), atol=8 * np.abs(V).max())         # |logit| is at most 4 max |V|
 
 
 def test_last_states_of_several_rows_are_those_of_each_alone(ms, monkeypatch):

@@ -292,6 +292,20 @@ def test_a_watched_texts_surprise_is_told_before_training_and_behind_each_round(
     assert '\x1b' not in ''.join(lines) and 'less' in lines[1]
 
 
+def test_a_text_that_is_cut_short_in_mid_training_ends_it_and_training_goes_on_when_it_is_back(make):
+    alone, ms = make('alone'), make('cut')
+    path = ms.workdir.path / 'text-v1.npy'
+    whole = path.read_bytes()
+    alone.trainmodel(train_len=4, batchsize=8, valid_len=1, print_every=0)
+    between(ms, {3: lambda: os.truncate(path, 0)})
+    with pytest.raises(RNGRUError, match='cut short'):
+        ms.trainmodel(train_len=4, batchsize=8, valid_len=1, print_every=0)
+    assert ms.model.pos == 3
+    path.write_bytes(whole)                     # into the same file
+    ms.trainmodel(train_len=1, batchsize=8, valid_len=1, print_every=0)
+    np.testing.assert_array_equal(ms.model.get_state(), alone.model.get_state())
+
+
 def test_watching_changes_no_training_and_is_refused_what_is_no_text(make, capsys, monkeypatch):
     alone, watched, resumed = make('alone'), make('watched'), make('resumed')
     alone.trainmodel(num_rounds=2, train_len=4, batchsize=8, valid_len=1, print_every=3)
