@@ -26,6 +26,7 @@ class Processor:
 
     name = 'cpu'
     count = 1
+    inwaves = False         # whether the layers of a network are best computed side by side, see `stack`
 
     def describe(self):
         """What computes, in words."""
@@ -74,6 +75,7 @@ class Accelerator:
 
     name: str
     jaxdevice: object
+    inwaves = True
 
     def describe(self):
         import jax

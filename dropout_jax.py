@@ -13,15 +13,21 @@ def dropout(op, **kwargs):
     shards = linker_jax.current()
 
     def masked(S, p, seed, updates):
-        p = jnp.asarray(p).astype(jnp.float32)
-        threshold = (p * 2**32).astype(jnp.uint32)                              # exact: p 2^32 is a float32 too, its fraction dropped
-        scale = (1 / (1 - p.astype(jnp.float64))).astype(jnp.float32)
-        return jnp.where(_words(S.shape, seed, updates, op.layer, shards) < threshold, 0, S * scale.astype(S.dtype))
+        keep, scale = mask(S.shape, p, seed, updates, op.layer, shards)
+        return jnp.where(keep, S * scale.astype(S.dtype), 0)
     return masked
 
 
+def mask(shape, p, seed, updates, layer, shards):
+    """(whether each element (T, B, H) is kept, the factor of those that are). Several layers (L, 1, 1, 1) give (L, T, B, H)."""
+    p = jnp.asarray(p).astype(jnp.float32)
+    threshold = (p * 2**32).astype(jnp.uint32)                                  # exact: p 2^32 is a float32 too, its fraction dropped
+    scale = (1 / (1 - p.astype(jnp.float64))).astype(jnp.float32)
+    return _words(shape, seed, updates, layer, shards) >= threshold, scale
+
+
 def _words(shape, seed, updates, layer, shards):
-    """The words of the elements (T, B, H) on this device, uint32.
+    """The words of the elements (T, B, H) of a layer on this device, or (L, T, B, H) of layers (L, 1, 1, 1), uint32.
 
     A row (t, b) is the batch's row = t B' + b', and its H words begin with number `row H`: word offset = row H % 4 of counter row H // 4.
     So a row's counters are numbered on from there, and its words are those behind the first `offset` ones. H decides which offsets occur.
@@ -34,7 +40,8 @@ def _words(shape, seed, updates, layer, shards):
     offsets = sorted({n * H % 4 for n in range(4)})
     counters = -(-(offsets[-1] + H) // 4)                                       # of a row
     counter = start[..., None] + jnp.arange(counters, dtype=jnp.uint32)
-    words = jnp.stack(_philox(counter, (jnp.uint32(layer), *_halves(updates)), _halves(seed)), axis=-1).reshape(T, B, 4 * counters)
+    words = jnp.stack(_philox(counter, (jnp.uint32(layer), *_halves(updates)), _halves(seed)), axis=-1)
+    words = words.reshape(*words.shape[:-2], 4 * counters)
     chosen = words[..., :H]
     for n in offsets[1:]:
         chosen = jnp.where(offset == n, words[..., n:n + H], chosen)

@@ -27,7 +27,10 @@ def layernorm(op, **kwargs):
 
 @register(LayerNormGrad)
 def layernormgrad(op, **kwargs):
-    def backward(S, dN):
-        N, scale = _normalise(S)
-        return (dN - dN.mean(axis=-1, keepdims=True) - N * jnp.mean(dN * N, axis=-1, keepdims=True)) * scale
-    return backward
+    return normalisedgrad
+
+
+def normalisedgrad(S, dN):
+    """The gradient of S (..., H) from that of what LayerNorm gives for it."""
+    N, scale = _normalise(S)
+    return (dN - dN.mean(axis=-1, keepdims=True) - N * jnp.mean(dN * N, axis=-1, keepdims=True)) * scale

@@ -12,11 +12,11 @@ import numpy as np
 import ops
 import report
 from compiled import READERS, Compiled, Settings
-from dropout import Dropout
 from engine import T, theano
 from errors import checkmemory, short
 from hyperparams import HyperParams
-from layernorm import LayerNorm, normalised
+from layernorm import normalised
+from stack import GRUStack
 
 
 class ModelParams(Compiled):
@@ -44,6 +44,7 @@ class ModelParams(Compiled):
 
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
     precision = 'float32'           # of the products in the graphs that are built, see `ops`
+    inwaves = False                 # whether all layers are one Op in them, see `stack`
     BYCHARACTER = {'V': 1, 'c': 0}  # parameters with an entry for each character, and the axis of it; a model type adds its own
 
     def __init__(self, vocab, layers, state_size, seed, hyper=None):
@@ -159,9 +160,9 @@ class ModelParams(Compiled):
         return reader
 
     def _within(self, precision):
-        """This network, with the graphs of that precision."""
+        """This network, with the graphs of that precision that suit the device."""
         network = copy.copy(self)
-        network.precision = precision
+        network.precision, network.inwaves = precision, self.device.inwaves and self.layers > 1
         return network
 
     # --- Values -------------------------------------------------------------------------------------------------
@@ -247,12 +248,6 @@ class ModelParams(Compiled):
 
     # --- Graphs -------------------------------------------------------------------------------------------------
 
-    def _layer(self, l, source, s0):
-        """(S, last) of layer l over `source` (what it reads) from s0 (B, H)."""
-        inputs, kind = (self._firstsource(source), self.source) if l == 0 else ([source], 'vectors')
-        U, W, b = (self.params[f'{name}{l}'] for name in 'UWb')
-        return ops.GRU(kind, self.precision)(*inputs, s0, U, W, b)[:2]
-
     def _stack(self, x, s0s, dropout=None):
         """(states, top, lasts): each layer's S (T, B, H), a list; what the output layer reads (T, B, H); each layer's last state (B, H), a
         list; for x (T, B) and a list of s0 (B, H).
@@ -260,14 +255,14 @@ class ModelParams(Compiled):
         With layernorm each S passes `LayerNorm` on its way up, to the next layer and to the output layer, and with dropout, its (p, seed,
         updates), then `Dropout`; states and lasts don't.
         """
-        states, lasts, passed = [], [], x
-        for l, s0 in enumerate(s0s):
-            S, last = self._layer(l, passed, s0)
-            states.append(S)
-            lasts.append(last)
-            passed = LayerNorm()(S) if self.layernorm else S
-            passed = Dropout(l)(passed, *dropout) if dropout else passed
-        return states, passed, lasts
+        L, dropout = self.layers, dropout or []
+        stack = GRUStack(self.source, self.precision, L, self.layernorm, bool(dropout))
+        source, weights = self._firstsource(x), [[self.params[f'{name}{l}'] for name in 'UWb'] for l in range(L)]
+        if not self.inwaves:
+            top, states, lasts, _ = stack.chain(source, s0s, weights, dropout)
+            return states, top, lasts
+        top, *others = stack(*source, *s0s, *sum(weights, []), *dropout)
+        return others[:L], top, others[L:2 * L]
 
     def passedup(self, S):
         """What the layer above, or the output layer, reads of a layer's states S (..., H), arrays both."""

@@ -17,121 +17,21 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 from jax import lax
 
-import dropout_jax      # this, layernorm_jax and sampling_jax register their own
+import dropout_jax      # this and the others of __all__ register their own
+import gru_jax
 import layernorm_jax
 import linker_jax
 import ops
 import sampling_jax
+import stack_jax
+from gru_jax import isit
 from linker_jax import register, sharded
-from rounding_jax import OPERANDS, dot
+from rounding_jax import dot
 from update import CACHES, RATES, Update
 
-__all__ = ['sharded', 'dropout_jax', 'layernorm_jax', 'sampling_jax']
+__all__ = ['sharded', 'dropout_jax', 'gru_jax', 'layernorm_jax', 'sampling_jax', 'stack_jax']
 
-UNROLL = 1              # steps of a recurrence in one turn of its loop; on a processor 4 and 10 were no faster, and take longer to compile
-BYPRODUCT = 256         # up to this vocabulary sums by character are a product with one-hot vectors: always in the same order
 LOGITS = 1 << 22        # about how many logits exist at a time
-
-
-# --- GRU ----------------------------------------------------------------------------------------------------------
-
-@register(ops.GRU)
-def gru(op, **kwargs):
-    operand = OPERANDS[op.precision]
-
-    def forward(*inputs):
-        source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
-        H = len(W)
-        Wzr, Wh = operand(W[:, :2 * H]), operand(W[:, 2 * H:])
-
-        def step(s, p):
-            zr = jnp.clip(0.2 * (p[:, :2 * H] + dot('bh,hg->bg', operand(s), Wzr)) + 0.5, 0, 1)
-            h = jnp.tanh(p[:, 2 * H:] + dot('bh,hg->bg', operand(zr[:, H:] * s), Wh))
-            s = h + zr[:, :H] * (s - h)
-            return s, (s, zr, h)
-        last, (S, zr, h) = lax.scan(step, s0, _projected(op.source, operand, source, U, b), unroll=UNROLL)
-        return S, last, jnp.concatenate([zr, h], axis=2)
-    return forward
-
-
-@register(ops.GRUGrad)
-def grugrad(op, **kwargs):
-    operand = OPERANDS[op.precision]
-
-    def backward(*inputs):
-        *source, s0, U, W, b, S, G, dS = inputs
-        H = len(W)
-        Wzr, Wh = operand(W[:, :2 * H]), operand(W[:, 2 * H:])
-        S_prev = jnp.concatenate([s0[None], S[:-1]])
-        zr, h = G[:, :, :2 * H], G[:, :, 2 * H:]        # the very arrays that a forward pass in the same function has joined to G
-
-        def step(ds, now):
-            """ds (B, H): the gradient of the state behind a step, from later steps; then of the one before it."""
-            zr, h, s, dS = now
-            z, r, ds = zr[:, :H], zr[:, H:], ds + dS
-            dh = operand((1 - z) * (1 - h * h) * ds)
-            drs = dot('bg,hg->bh', dh, Wh)
-            dzr = operand(_slope(zr) * jnp.concatenate([(s - h) * ds, s * drs], axis=1))
-            return z * ds + r * drs + dot('bg,hg->bh', dzr, Wzr), (dzr, dh)
-        ds0, dG = lax.scan(step, jnp.zeros_like(s0), (zr, h, S_prev, dS), reverse=True, unroll=UNROLL)
-
-        def columns(gradient):
-            """The gradient of an array with 3H columns, from that of its columns 2H of z and r, and of its H of h."""
-            return jnp.concatenate([gradient(d) for d in dG], axis=-1)
-        dW = jnp.concatenate([dot('tbh,tbg->hg', operand(s), d) for s, d in zip((S_prev, zr[:, :, H:] * S_prev), dG)], axis=1)
-        db = columns(lambda d: d.sum(axis=(0, 1), dtype=b.dtype))
-        if op.source == 'vectors':
-            X = operand(source[0])
-            dX = sum(dot('tbg,kg->tbk', d, operand(u)) for d, u in zip(dG, (U[:, :2 * H], U[:, 2 * H:])))
-            return dX, ds0, columns(lambda d: dot('tbk,tbg->kg', X, d)), dW, db
-        x = source[0]
-        if op.source == 'onehot':
-            return ds0, columns(lambda d: _sumbychar(x, d, len(U), b.dtype)), dW, db
-        E, a = source[1:]
-        if len(E) <= x.size:
-            dP = columns(lambda d: _sumbychar(x, d, len(E), b.dtype))           # (V, 3H)
-            rows = jnp.tanh(E + a)
-            dE = dot('vg,kg->vk', dP, U) * (1 - rows * rows)
-            return dE, dE.sum(axis=0), ds0, dot('vk,vg->kg', rows, dP), dW, db
-        rows, dP = jnp.tanh(_rows(E, x) + a), columns(lambda d: d.astype(b.dtype))
-        drows = dot('tbg,kg->tbk', dP, U) * (1 - rows * rows)
-        return _sumbychar(x, drows, len(E), b.dtype), drows.sum(axis=(0, 1)), ds0, dot('tbk,tbg->kg', rows, dP), dW, db
-    return backward
-
-
-def _slope(gate):
-    """That of the hard sigmoid where it gave `gate`."""
-    return jnp.where((gate > 0) & (gate < 1), jnp.asarray(0.2, gate.dtype), 0)
-
-
-def _projected(kind, operand, source, U, b):
-    """x U + b of every character, (T, B, 3H); of few different ones, as in `ops.GRU`, but all of the vocabulary's."""
-    if kind == 'vectors':
-        return dot('tbk,kg->tbg', operand(source[0]), operand(U)) + b
-    x = source[0]
-    if kind == 'onehot':
-        return _rows(U, x) + b
-    E, a = source[1:]
-    if len(E) <= x.size:
-        return _rows(dot('vk,kg->vg', jnp.tanh(E + a), U) + b, x)
-    return dot('tbk,kg->tbg', jnp.tanh(_rows(E, x) + a), U) + b
-
-
-def _rows(table, x):
-    """Row x of a table (V, K) for every index of x (...): (..., K), NaN for an index outside of 0 .. V - 1."""
-    return table.at[x].get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
-
-
-def _sumbychar(x, d, V, dtype):
-    """The sums of the rows of d (T, B, K) by their characters x (T, B): (V, K)."""
-    if V <= BYPRODUCT:
-        return dot('tbv,tbk->vk', _isit(x, V).astype(d.dtype), d)
-    return jnp.zeros((V, d.shape[2]), dtype).at[x].add(d.astype(dtype), mode='drop', wrap_negative_indices=False)
-
-
-def _isit(x, V):
-    """Whether a character of x (T, B) is each of the V: (T, B, V)."""
-    return x[..., None] == jnp.arange(V, dtype=x.dtype)
 
 
 # --- Softmax and loss -----------------------------------------------------------------------------------------------
@@ -170,10 +70,10 @@ def _loss(sums, dS, characters):
 
 
 def _ofblock(S, V, c, y, counts, characters, gradients):
-    """([sum of negative log-likelihoods] or with gradients [it, dV, dc], dS or None) of some steps (t, B); counts (t,), None: all do."""
+    """([sum of the negative log-likelihoods] or with gradients [it, dV, dc], dS or None) of some steps (t, B); counts (t,), None: all do."""
     logits = dot('tbh,hv->tbv', S, V) + c
     logits -= logits.max(axis=2, keepdims=True)
-    target = _isit(y, len(c))
+    target = isit(y, len(c))
     exps = jnp.exp(logits)
     total = exps.sum(axis=2, keepdims=True)
     nll = jnp.log(total[..., 0]) - jnp.where(target, logits, 0).sum(axis=2)

@@ -198,7 +198,7 @@ def uniform(rng, *shape, scale=1.0):
 
 def symbol(value):
     value = np.asarray(value)
-    return (T.scalar, T.vector, T.matrix, T.tensor3)[value.ndim](dtype=str(value.dtype))
+    return (T.scalar, T.vector, T.matrix, T.tensor3, T.tensor4)[value.ndim](dtype=str(value.dtype))
 
 
 def between(ms, actions):

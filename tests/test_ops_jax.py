@@ -17,15 +17,16 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.link.jax.dispatch import jax_funcify
 
 import dropout_jax
+import gru_jax    # noqa: F401 (used by code below)
 import layers
 import linker_jax
 import ops
 import ops_jax
 import rounding
 import rounding_jax
+from compiled import DROPOUT
 from conftest import ROOT, perform, rates, symbol, uniform
 from dropout import Dropout
-from compiled import DROPOUT
 from engine import T, theano
 from hyperparams import HyperParams
 from kernelcases import RULES, SOURCES, assert_close, gradcase, grucase, losscase, samplecase, truth, updatecase
@@ -330,10 +331,10 @@ def test_states_along_a_text_agree_with_numpys(encoded, precision, layernorm):
 
 # --- A whole network ------------------------------------------------------------------------------------------------
 
-def network(kind=layers.GRUEncode, V=11, L=2, H=16, B=6, steps=7, dropout=0.3, layernorm=True, precision='float32'):
+def network(kind=layers.GRUEncode, V=11, L=2, H=16, B=6, steps=7, dropout=0.3, layernorm=True, precision='float32', inwaves=False):
     """(symbols, values, [loss, gradients of the parameters, last states], parameters) of a training step before its update."""
     model = kind(V, L, H, 1, HyperParams(layernorm=layernorm))
-    model.precision = precision
+    model.precision, model.inwaves = precision, inwaves
     x, y = T.matrix('x', dtype='int32'), T.matrix('y', dtype='int32')
     scalars = [T.scalar(dtype=dtype) for dtype in DROPOUT] if dropout else []
     loss, lasts = model.loss(x, y, model.states, gradients=True, dropout=scalars)
@@ -345,17 +346,18 @@ def network(kind=layers.GRUEncode, V=11, L=2, H=16, B=6, steps=7, dropout=0.3, l
 
 
 @pytest.mark.parametrize('kind', [layers.GRUEncode, layers.GRUResize])
-@pytest.mark.parametrize('V', [11, 300])
-def test_gradients_of_a_network_agree_with_numpy_in_float64(kind, V):
-    symbols, values, outputs, _ = network(kind, V)
+@pytest.mark.parametrize('V, inwaves', [(11, True), (300, False)])
+def test_gradients_of_a_network_agree_with_numpy_in_float64(kind, V, inwaves):
+    symbols, values, outputs, _ = network(kind, V, inwaves=inwaves)
     with jax.enable_x64(True):
         got = jax.jit(converted(symbols, outputs), compiler_options=FAST)(*values)
     precise = [v.astype('float64') if v.dtype == 'float32' and v.ndim else v for v in values]
     assert_close([np.asarray(g) for g in got], engine.evaluate(outputs, dict(zip(symbols, precise))), 1e-5)
 
 
-@pytest.mark.parametrize('check', [True, pytest.param(False, marks=pytest.mark.long)])
-def test_a_network_on_two_devices_gives_the_gradients_of_the_whole_batch(check):
+@pytest.mark.parametrize('inwaves, check', [(False, True), (True, True), pytest.param(False, False, marks=pytest.mark.long),
+                                            pytest.param(True, False, marks=pytest.mark.long)])
+def test_a_network_on_two_devices_gives_the_gradients_of_the_whole_batch(inwaves, check):
     """In a process of its own, since JAX makes its devices once; the loss in blocks; check: whether JAX tracks what differs by device."""
     code = f'''
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'
@@ -363,8 +365,8 @@ sys.path.insert(0, {os.path.join(ROOT, 'tests')!r})
 from test_ops_jax import *
 from jax.sharding import Mesh, PartitionSpec as P
 ops_jax.LOGITS = 3 * 11 * 2
-symbols, values, outputs, params = network(H=5)
-ops_jax.BYPRODUCT = 0
+symbols, values, outputs, params = network(H=5, inwaves={inwaves})
+gru_jax.BYPRODUCT = 0
 n = len(params) + 1
 reduced = [ops.AllReduce()(output) for output in outputs[:n]] + outputs[n:]
 with ops_jax.sharded('rows', 2):
@@ -393,9 +395,9 @@ def equations(jaxpr):
                     yield from equations(inner)
 
 
-def trainingstep(precision='float32'):
+def trainingstep(precision='float32', inwaves=True):
     """The equations of a whole training step."""
-    symbols, values, (loss, *rest), params = network(V=66, H=64, B=16, steps=20, precision=precision)
+    symbols, values, (loss, *rest), params = network(V=66, H=64, B=16, steps=20, precision=precision, inwaves=inwaves)
     gradients, lasts = rest[:len(params)], rest[len(params):]
     caches = [p.type() for _ in CACHES['adamw'] for p in params]
     given = T.vector(dtype='float64')
@@ -406,10 +408,10 @@ def trainingstep(precision='float32'):
         return list(equations(jax.make_jaxpr(f)(*values).jaxpr))
 
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_no_array_of_a_training_step_has_elements_of_64_bits(precision):
+@pytest.mark.parametrize('precision, inwaves', [('float32', False), ('bfloat16', False), ('bfloat16', True)])
+def test_no_array_of_a_training_step_has_elements_of_64_bits(precision, inwaves):
     """But for short ones: a row's sums of squares, the rates."""
-    wide = [(v.aval.dtype, v.aval.size) for e in trainingstep(precision) for v in e.outvars if v.aval.dtype.itemsize > 4]
+    wide = [(v.aval.dtype, v.aval.size) for e in trainingstep(precision, inwaves) for v in e.outvars if v.aval.dtype.itemsize > 4]
     assert any(dtype == 'float64' for dtype, _ in wide)         # the loss, so they have been looked at
     assert max(size for _, size in wide) <= 66, wide
 
