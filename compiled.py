@@ -59,6 +59,11 @@ class Compiled:
         self.device = where
         self._forget('trainstep', 'evaluate', *READERS)
 
+    def gather(self):
+        """Bring the states here, of whose rows several processes may have their shares: all of them have to call it."""
+        for shared in self.states:
+            engine.hold(shared, self._value(shared))
+
     def _value(self, shared):
         """A copy of a shared variable's array, wherever it lies."""
         return self.device.fetch(engine.held(shared))

@@ -4,7 +4,6 @@ Both kinds of device have the same methods, and a network (`compiled.Compiled`) 
 say in which precision it trains, and to give arrays back. JAX is imported when a device of its kind is asked for, and not before.
 """
 
-import importlib.util
 import math
 import re
 import threading
@@ -159,12 +158,7 @@ def chosen(device, before, devices=None):
                          "'cuda' or 'tpu'")
     if found[0] == 'cpu':
         return CPU
-    if engine.name != 'pytensor':
-        raise ValueError(f'device={device!r} needs PyTensor, and this is classic Theano, which computes on the CPU only: '
-                         "pip install -r requirements.txt, or device='cpu'")
-    if importlib.util.find_spec('jax') is None:
-        raise ModuleNotFoundError(f"device={device!r} needs JAX, which isn't installed: pip install -r requirements-jax.txt "
-                                  '(for an NVIDIA GPU pip install "jax[cuda13]")', name='jax')
+    engine.checkjax(f'device={device!r}')
     import jax
     try:
         there = jax.devices(None if platform == 'jax' else platform)

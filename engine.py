@@ -10,7 +10,7 @@ Op              base class of our Ops; a subclass declares its gradient once, as
 Apply           a node of the graph
 Disconnected    `Disconnected()`: the gradient of an input (an index, say) that has none
 isdisconnected  whether a gradient is such a one
-compilefunction, compilejax, evaluate
+compilefunction, compilejax, checkjax, evaluate
 held, hold      the array in a shared variable as it lies there, and to put one there
 """
 
@@ -155,6 +155,16 @@ def compilefunction(inputs, outputs, updates=()):
                             on_unused_input='ignore')
     f.trust_input = True
     return f
+
+
+def checkjax(what):
+    """ValueError or ModuleNotFoundError where `what`, an argument or a call, needs JAX and it can't be used."""
+    if name != 'pytensor':
+        raise ValueError(f"{what} needs PyTensor, and this is classic Theano, which computes on the CPU only: "
+                         "pip install -r requirements.txt, or device='cpu'")
+    if importlib.util.find_spec('jax') is None:
+        raise ModuleNotFoundError(f"{what} needs JAX, which isn't installed: pip install -r requirements-jax.txt "
+                                  '(for an NVIDIA GPU pip install "jax[cuda13]")', name='jax')
 
 
 def compilejax(inputs, outputs, updates, jit):

@@ -1,8 +1,10 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
+import contextlib
 import os
 from functools import cached_property
 
+import cluster
 import device as places
 import history
 import info
@@ -14,14 +16,14 @@ import report
 import saving
 import train
 from dataset import DataSet
-from errors import checkbool, checkint, checkreal, checktext, short
+from errors import CheckpointError, checkbool, checkint, checkreal, checktext, short
 from generate import Stream
 from hyperparams import FORGOOD, HyperParams, checkchoice
 from layers import MODELTYPES
 from lock import trainlock
 from opening import DATAFILE, DEFAULTTYPE
 from rounding import PRECISIONS
-from run import requested, resumed
+from run import Run, requested, resumed
 
 
 class ModelState:
@@ -366,16 +368,25 @@ class ModelState:
         native.checkthreads(threads)
         native.checkkernels()
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        device = places.chosen(device, self.device, devices)
-        run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
+        device = places.chosen(device, self.device, 'all' if devices is None and cluster.count > 1 else devices)
+        cluster.checkdevices(device)
+        saving.agree(self)
+
+        def request():
+            run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
+            return run.facts(), seconds
+        facts, seconds = cluster.first(request)
+        run = Run(**facts)
         places.checkrows(run.batchsize, device)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
                                                self.hyper)
-        with report.quiet(not verbose), trainlock(self.workdir.path):
-            self.workdir.checkwritable()
+        with report.quiet(not verbose or not cluster.isfirst()), contextlib.ExitStack() as locked:
+            cluster.first(lambda: locked.enter_context(trainlock(self.workdir.path)))
+            cluster.first(self.workdir.checkwritable)
             native.setthreads(threads)
             self._place(device)
-            train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
+            with cluster.bound(FloatingPointError, CheckpointError):
+                train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
 
     def history(self):
         """Every step's loss and every validation, a history.Table that the shell
