@@ -14,7 +14,9 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import sys
+import threading
 import time
 
 import numpy as np
@@ -22,15 +24,22 @@ import numpy as np
 import engine
 import errors
 import report
+import watch
 from errors import checkint, reason, short
 
 HEARTBEAT = 10              # seconds without a sign of life after which a process counts as dead, where no connection has told before
 PATIENCE = 7 * 24 * 3600    # seconds that a process which is through waits for the others, so that all end together
 PAUSE = 1.0                 # seconds between meetings
+SOON = 3.0                  # seconds in which the watch tells of an end that a collective operation has met with
+AGAIN = 'start them all again, and resume=True (--resume) goes on from the last checkpoint'
 GONE = re.compile('gloo|nccl|coordination|connection|socket|unavailable|deadline|aborted|cancelled', re.IGNORECASE)
 
 count, number = 1, 0        # of the processes, and this one's
 _alone = False
+_watched = None             # the Watch
+_gone = None                # the number of a process that has ended
+_depth = _blocks = 0        # `bound` blocks around what is done now, and all that were entered
+_leaving = threading.Lock()
 
 
 def join(address: str, processes: int, process: int):
@@ -70,6 +79,7 @@ def join(address: str, processes: int, process: int):
         raise ValueError(f'this is process {number} of {count} already: join once, in a new process')
     engine.checkjax('join()')
     import jax
+    jax.config.update('jax_enable_preemption_service', False)       # it would keep SIGTERM from ending a process
     try:
         jax.distributed.initialize(address, processes, process, cluster_detection_method='deactivate',
                                    heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=PATIENCE)
@@ -78,13 +88,26 @@ def join(address: str, processes: int, process: int):
             raise
         raise ValueError(f'JAX is in use already ({reason(error)}): join in a new process, before anything else') from error
     count, number = processes, process
-    atexit.register(_end)
+    if count > 1:
+        _watch(address.rpartition(':')[0].strip('[]'))
+        atexit.register(_end)
+
+
+def _watch(host):
+    """Begin to watch whether all are there; host: where process 0 is."""
+    global _watched
+    _watched, token = watch.Watch(_ended), np.frombuffer(secrets.token_bytes(16), np.uint8)
+    port = _watched.listen(count - 1, token.tobytes()) if isfirst() else 0
+    told = broadcast({'port': np.array(port, np.int32), 'token': token})
+    if not isfirst():
+        _watched.connect(host, int(told['port']), told['token'].tobytes(), number)
 
 
 def _end():
-    """Where an exception ends the program, end at once: JAX would wait for the others, and they for this process."""
-    if count > 1 and hasattr(sys, 'last_value') and not sys.flags.interactive and not hasattr(sys, 'ps1'):
+    """Tell the others that the program has ended; where an exception ends it, end at once: JAX would wait for them, and they for this one."""
+    if hasattr(sys, 'last_value') and not sys.flags.interactive and not hasattr(sys, 'ps1'):
         _leave(1)
+    _watched.close()
 
 
 def isfirst():
@@ -200,6 +223,10 @@ def bound(*alike):
     """Within the block all processes depend on each other: an exception ends this one and so the others, except what `first` raises, and one
     of the classes `alike`, which all meet in the same place or behind the last one where they do.
     """
+    global _depth, _blocks
+    if isshared() and _gone is not None:
+        raise RuntimeError(f'process {_gone} of {count} has ended: start them all again')
+    _depth, _blocks = _depth + 1, _blocks + 1
     try:
         yield
     except alike:
@@ -209,16 +236,31 @@ def bound(*alike):
             raise
         what = f'Process {number} of {count} ends'
         if isinstance(error, KeyboardInterrupt):
-            report.alarm(f'{what}, and with it the others: Ctrl-C.')
-        elif isinstance(error, Exception) and GONE.search(str(error)):
-            report.alarm(f'{what}, because another has ended or can\'t be reached ({reason(error)}): start them all again, and resume=True '
-                         '(--resume) goes on from the last checkpoint.')
-        else:
-            report.alarm(f'{what}, and with it the others: {type(error).__name__}: {reason(error)}.')
-        _leave(130 if isinstance(error, KeyboardInterrupt) else 1)
+            _leave(130, f'{what}, and with it the others: Ctrl-C.')
+        if isinstance(error, Exception) and GONE.search(str(error)):
+            time.sleep(SOON)                    # for the watch to tell which one it was
+            said = re.sub(r'\[\S+:[0-9]+\] ', '', reason(error))       # without the line of its source
+            _leave(1, f"{what}, because another can't be reached ({said}): {AGAIN}.")
+        _leave(1, f'{what}, and with it the others: {type(error).__name__}: {reason(error)}.')
+    finally:
+        _depth -= 1
 
 
-def _leave(code):
+def _ended(which, isbye):
+    """Another process has ended, isbye: as it should have; said in the watch's thread."""
+    global _gone
+    _gone, before = which, None
+    while isbye and _depth and before != _blocks:       # this one may just be through with what they did together
+        before = _blocks
+        time.sleep(HEARTBEAT)
+    if _depth:
+        _leave(1, f'Process {number} of {count} ends, because process {which} has ended: {AGAIN}.')
+
+
+def _leave(code, sentence=None):
+    _leaving.acquire()                          # for good: one sentence is enough
+    if sentence:
+        report.alarm(sentence)
     for file in sys.stdout, sys.stderr:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             file.flush()

@@ -368,7 +368,7 @@ class ModelState:
         native.checkthreads(threads)
         native.checkkernels()
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        device = places.chosen(device, self.device, 'all' if devices is None and cluster.count > 1 else devices)
+        device = places.chosen(device, self.device, 'all' if devices is None and device != 'cpu' and cluster.count > 1 else devices)
         cluster.checkdevices(device)
         saving.agree(self)
 
