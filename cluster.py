@@ -43,8 +43,8 @@ _leaving = threading.Lock()
 
 
 def join(address: str, processes: int, process: int):
-    """Train together with other processes, on this machine or on others, that
-    run the same program: call it first, in each of them.
+    """Train together with other processes, on this machine or on others,
+    that run the same program: call it first, in each of them.
 
         # on the first machine, and with process=1 on the second
         from rn_rnn_char import join, ModelState
@@ -52,21 +52,23 @@ def join(address: str, processes: int, process: int):
         ms = ModelState.load('/shared/book')
         ms.trainmodel(batchsize=256)
 
-    address    of process 0's machine, with a free port of it, as in
-               10.0.0.1:1234, the same one in all processes
-    processes  how many there are
+    address    of process 0's machine and a free port of it, as in
+               10.0.0.1:1234: train together with other processes, each of
+               which is given the same
+    processes  how many train together
     process    this one's number, from 0
 
-    It waits until all have come, 5 minutes at most. trainmodel() then uses
-    all devices of all processes (of one kind: devices='all'). The batch is
-    that of all together, and the result that of one device but for rounding.
-    Process 0 writes checkpoints and history and speaks; the others read the
-    text from the model's directory, on a file system that all share or in a
-    copy of it, and take all else from process 0. Where one ends in the
-    middle, all do, within seconds: start them again with resume=True.
+    It waits until all have come, 5 minutes at most. trainmodel() then
+    uses all devices of all processes (of one kind: devices='all').
+    The batch is that of all together, and the result that of one
+    device but for rounding. Process 0 writes checkpoints and history
+    and speaks; the others read the text from the model's directory,
+    on a file system that all share or in a copy of it, and take all
+    else from process 0. Where one ends in the middle, all do, within
+    seconds: start them again with resume=True.
 
-    Raises TypeError or ValueError for a wrong argument, or where JAX is in
-    use already, ModuleNotFoundError where it isn't installed.
+    Raises TypeError or ValueError for a wrong argument, or where JAX is
+    in use already, ModuleNotFoundError where it isn't installed.
     """
     global count, number
     if not isinstance(address, str):
@@ -129,6 +131,12 @@ def alone():
         yield
     finally:
         _alone = False
+
+
+def leave(code):
+    """Where the program ends with an exit code that says it failed, end it at once, and so the others that would wait for it."""
+    if count > 1 and code not in (0, 130):
+        _leave(code)
 
 
 def checkdevices(device):

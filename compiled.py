@@ -138,7 +138,8 @@ class Compiled:
             self._forget(*READERS)
 
     def _reading(self, what, graph, precision):
-        """The compiled function (inputs, outputs, rows if any) that graph(network) gives for the network that generates text, in a precision."""
+        """The compiled function that graph(network) gives, for the network that generates text, in a precision: (inputs, outputs, and for a
+        batch the axes of its rows)."""
         key = what, self.settings.averaged, precision, self.device
         if key not in self._functions:
             inputs, outputs, *rows = graph(self._reader(precision))

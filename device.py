@@ -143,6 +143,7 @@ def chosen(device, before, devices=None):
         if isinstance(devices, str):
             raise ValueError(f"devices takes a number or 'all', got {short(devices)}")
         devices = checkint('devices', devices, 1)
+    what = f'devices={devices!r}' if device is None else f'device={device!r}'
     if device is None:
         if devices is None or devices == before.count == 1:
             return before
@@ -158,7 +159,7 @@ def chosen(device, before, devices=None):
                          "'cuda' or 'tpu'")
     if found[0] == 'cpu':
         return CPU
-    engine.checkjax(f'device={device!r}')
+    engine.checkjax(what)
     import jax
     try:
         there = jax.devices(None if platform == 'jax' else platform)

@@ -194,7 +194,11 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=No
         watched = reading.Watched(ms, watch)
     if seconds is not None:
         measured = _measure(ms, run.batchsize)
-        run = Run(**cluster.first(lambda: planned(run, start + seconds - time.monotonic(), *measured).facts()))
+        asked = run
+
+        def plan():
+            return planned(asked, start + seconds - time.monotonic(), *measured)
+        run = Run(**cluster.first(lambda: plan().facts())) if cluster.isshared() else plan()
     epochsteps = data.batchepoch(run.batchsize)
     _placestate(model, run.batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:] if cluster.isfirst() else []
