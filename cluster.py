@@ -159,7 +159,7 @@ def first(function):
     if isfirst():
         try:
             told = {'value': function()}
-        except Exception as caught:
+        except BaseException as caught:         # a Ctrl-C too
             told, error = {'error': type(caught).__name__, 'sentence': str(caught)}, caught
     told = _told(told)
     if 'error' in told:

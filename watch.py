@@ -24,8 +24,10 @@ class Watch:
 
     def listen(self, others, token):
         """In process 0: wait for so many others that know `token`, bytes; the port."""
-        server = socket.create_server(('::', 0), family=socket.AF_INET6, dualstack_ipv6=True) if socket.has_dualstack_ipv6() else (
-            socket.create_server(('', 0)))
+        try:
+            server = socket.create_server(('::', 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        except (OSError, ValueError):           # no IPv6 here
+            server = socket.create_server(('', 0))
 
         def accept():
             with server:
