@@ -81,9 +81,8 @@ class Watch:
         """This process ends as it should."""
         with self.lock:
             for peer in self.peers.values():
-                with contextlib.suppress(OSError):
+                with peer, contextlib.suppress(OSError):
                     peer.sendall(BYE)
-                    peer.close()
             self.peers = {}
 
 
