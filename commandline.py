@@ -18,6 +18,7 @@ import sys
 import typing
 import warnings
 
+import cluster
 import report
 from checkpoint import WorkDir
 from encode import readtext
@@ -119,6 +120,7 @@ def _add(group, option):
 NEW = parameters(ModelState.initfromsrcfile)
 HYPER = hyperparameters()
 TRAINING = parameters(ModelState.trainmodel)
+TOGETHER = parameters(cluster.join, address='join')
 GENERATION = parameters(ModelState.sample)
 RESTORING = parameters(ModelState.restore, name='checkpoint')
 NEURONS = parameters(ModelState.neurons)
@@ -135,6 +137,10 @@ def _pick(given, options):
 
 def _train(paths, given, refuse):
     *file, directory = paths
+    if joined := _pick(given, TOGETHER):
+        if len(joined) < len(TOGETHER):
+            refuse('--join, --processes and --process belong together: give all three of them, or none')
+        cluster.join(**joined)
     if file:
         for name, what in ('checkpoint', 'is one'), ('resume', 'finishes a run'):
             if given.get(name):
@@ -279,7 +285,7 @@ class Command(typing.NamedTuple):
 COMMANDS = {
     'train': Command(
         'start a model of a text and train it, or train one on', ('[FILE]', 'DIR'),
-        {'a new model (with FILE)': NEW, 'hyperparameters': HYPER, 'training': TRAINING,
+        {'a new model (with FILE)': NEW, 'hyperparameters': HYPER, 'training': TRAINING, 'several processes': TOGETHER,
          'going on (without FILE; info lists the checkpoints)': [each for each in RESTORING if each.name != 'precision']},
         'Start a model of the text FILE, keep it in the directory DIR, and train it.\n'
         'Without FILE: train the model in DIR on from its last checkpoint. Then\n'
@@ -448,7 +454,9 @@ def main(argv):
     warnings.formatwarning = lambda message, category, *where: (
         f'{PROGRAM.removesuffix(".py")}: {message}\n' if category is UserWarning else plain(message, category, *where))
     try:
-        return run(argv)
+        code = run(argv)
+        cluster.leave(code)
+        return code
     finally:
         for file in sys.stdout, sys.stderr:
             try:

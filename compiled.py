@@ -10,6 +10,7 @@ import numpy as np
 
 import device
 import engine
+import ops
 from engine import T, theano
 from sampling import ReadText, SampleText, diverged
 from update import CACHES, Update
@@ -57,6 +58,11 @@ class Compiled:
             engine.hold(shared, self._value(shared))
         self.device = where
         self._forget('trainstep', 'evaluate', *READERS)
+
+    def gather(self):
+        """Bring the states here, of whose rows several processes may have their shares: all of them have to call it."""
+        for shared in self.states:
+            engine.hold(shared, self._value(shared))
 
     def _value(self, shared):
         """A copy of a shared variable's array, wherever it lies."""
@@ -111,9 +117,13 @@ class Compiled:
         params, caches = list(self.params.values()), [self.caches[name] for name in self._cachenames()]
         isweight = np.array([name in self.weights() for name in self.params], np.float32)
         update = Update(settings.optimizer, settings.clipping, settings.averaged, len(params))
-        *new, norm, share = update(rates, isweight, *params, *caches, *theano.grad(loss, params))
+        gradients = theano.grad(loss, params)
+        if self.device.count > 1:
+            loss, *gradients = (ops.AllReduce()(each) for each in (loss, *gradients))
+        *new, norm, share = update(rates, isweight, *params, *caches, *gradients)
         self._functions[key] = self.device.compile('training', [x, y, rates, *dropout], [loss, norm, share],
-                                              list(zip(params + caches + self.states, new + lasts)))
+                                                   list(zip(params + caches + self.states, new + lasts)),
+                                                   {x: 1, y: 1, **dict.fromkeys(self.states, 0)})
         return self._functions[key]
 
     @property
@@ -128,10 +138,12 @@ class Compiled:
             self._forget(*READERS)
 
     def _reading(self, what, graph, precision):
-        """The compiled function (inputs, outputs) that graph(network) gives for the network that generates text, in a precision."""
+        """The compiled function that graph(network) gives, for the network that generates text, in a precision: (inputs, outputs, and for a
+        batch the axes of its rows)."""
         key = what, self.settings.averaged, precision, self.device
         if key not in self._functions:
-            self._functions[key] = self.device.compile(what, *graph(self._reader(precision)))
+            inputs, outputs, *rows = graph(self._reader(precision))
+            self._functions[key] = self.device.compile(what, inputs, outputs, (), *rows)
         return self._functions[key]
 
     @cached_property
@@ -141,7 +153,9 @@ class Compiled:
             x, y = self._characters('xy')
             s0s = [T.matrix(f's{l}', dtype='float32') for l in range(self.layers)]
             loss, lasts = network.loss(x, y, s0s)
-            return [x, y, *s0s], [loss, *lasts]
+            if self.device.count > 1:
+                loss = ops.AllReduce()(loss)
+            return [x, y, *s0s], [loss, *lasts], {x: 1, y: 1, **dict.fromkeys(s0s + lasts, 0)}
         f = self._reading('validation', graph, self.device.trainable(self.settings.precision))
 
         def evaluate(x, y, state):

@@ -4,8 +4,6 @@ Both kinds of device have the same methods, and a network (`compiled.Compiled`) 
 say in which precision it trains, and to give arrays back. JAX is imported when a device of its kind is asked for, and not before.
 """
 
-import contextlib
-import importlib.util
 import math
 import re
 import threading
@@ -44,8 +42,12 @@ class Processor:
         """How many steps or rows to compute where n are asked for: all shapes are as good as any other."""
         return n
 
-    def compile(self, what, inputs, outputs, updates=()):
-        """The compiled function of a graph, one thread in it at a time; says what was compiled and how long it took."""
+    def compile(self, what, inputs, outputs, updates=(), rows=None):
+        """The compiled function of a graph, one thread in it at a time; says what was compiled and how long it took.
+
+        rows: a dict from those of `inputs`, `outputs` and the shared variables that have the batch's rows to the axis of them; None: the
+        graph is not of a batch. Only where several devices share the rows out does it make a difference.
+        """
         native.library()                # what it refuses is said as it is: in the middle of compiling, classic Theano adds the graph
         start = time.perf_counter()
         f = engine.compilefunction(inputs, outputs, updates)
@@ -76,6 +78,7 @@ class Accelerator:
     name: str
     jaxdevice: object
     inwaves = True
+    count = 1
 
     def describe(self):
         import jax
@@ -90,22 +93,35 @@ class Accelerator:
     def roundup(self, n, least=1):
         return max(4 ** math.ceil(math.log(n, 4)), least)
 
-    def compile(self, what, inputs, outputs, updates=()):
+    def compile(self, what, inputs, outputs, updates=(), rows=None):
         import jax
 
         import ops_jax    # noqa: F401 (it makes the Ops known to JAX)
         start = time.perf_counter()
-        lock, seen, version = threading.RLock(), set(), f'{engine.version} and JAX {jax.__version__}'
         f = engine.compilejax(inputs, outputs, updates, self._jit)
         shareds = f.get_shared()
-        linked = time.perf_counter() - start
+
+        def prepare(values):
+            for shared in shareds:
+                if isinstance(engine.held(shared), np.ndarray):         # new, from the host
+                    engine.hold(shared, jax.device_put(engine.held(shared), self.jaxdevice))
+            return values
+        return self._callable(what, f, prepare, time.perf_counter() - start)
+
+    def _jit(self, function, inputs, outputs, updated):
+        """The compiled form of a graph's function, as `engine.compilejax` asks for it: the memory of what is updated is used again."""
+        import jax
+        return jax.jit(function, donate_argnums=sorted(updated.values()))
+
+    def _callable(self, what, f, prepare, linked):
+        """`f` as `compile` gives it; prepare(values): what to call it with, once all is where it computes; linked: the seconds so far."""
+        import jax
+        lock, seen, version = threading.RLock(), set(), f'{engine.version} and JAX {jax.__version__}'
 
         def call(*values):
             with lock, jax.enable_x64(True), jax.default_device(self.jaxdevice):
-                for shared in shareds:
-                    if isinstance(engine.held(shared), np.ndarray):         # new, from the host
-                        engine.hold(shared, jax.device_put(engine.held(shared), self.jaxdevice))
                 shapes = tuple(value.shape for value in values)
+                values = prepare(values)
                 start = time.perf_counter()
                 out = jax.device_get(f(*values))
                 if shapes not in seen:
@@ -115,46 +131,62 @@ class Accelerator:
                 return out
         return call
 
-    def _jit(self, function, inputs, outputs, updated):
-        """`function` of the values of symbolic `inputs`, compiled; updated: the indices of those inputs whose memory it may reuse."""
-        import jax
-        return jax.jit(function, donate_argnums=updated)
-
     def fetch(self, value):
         return np.array(value)
 
 
-def chosen(device, before):
+def chosen(device, before, devices=None):
     """The device called `device`: 'cpu', 'jax' (JAX's default one), or a platform of JAX's, with or without a number ('cuda', 'cuda:1'); None:
-    `before`.
+    `before`. devices: how many of that platform's, or 'all'; None: as before where `device` is None too, else one.
 
-    TypeError or ValueError for what is no device's name or not here, ModuleNotFoundError where JAX isn't installed.
+    TypeError or ValueError for what is no device's name, or not so many, or not here, ModuleNotFoundError where JAX isn't installed.
     """
+    if devices is not None and devices != 'all':
+        if isinstance(devices, str):
+            raise ValueError(f"devices takes a number or 'all', got {short(devices)}")
+        devices = checkint('devices', devices, 1)
+    what = f'devices={devices!r}' if device is None else f'device={device!r}'
     if device is None:
-        return before
+        if devices is None or devices == before.count == 1:
+            return before
+        device = 'jax' if before is CPU else before.name if devices is None else before.name.partition(':')[0]
     if not isinstance(device, str):
         raise TypeError(f"device takes a name, as 'cpu', 'jax' or 'cuda:1', got {short(device)}")
     found = re.fullmatch(r'([a-z_]+)(?::([0-9]{1,4}))?', device.lower())
     if not found:
         raise ValueError(f"device takes 'cpu', 'jax' or a name like 'cuda' or 'cuda:1', got {short(device)}")
     platform, number = found[1], int(found[2] or 0)
+    if devices not in (None, 1) and (found[0] == 'cpu' or found[2]):
+        raise ValueError(f"devices={devices!r} and device={device!r} contradict each other: leave one of them out, or say device='jax', "
+                         "'cuda' or 'tpu'")
     if found[0] == 'cpu':
         return CPU
-    if engine.name != 'pytensor':
-        raise ValueError(f'device={device!r} needs PyTensor, and this is classic Theano, which computes on the CPU only: '
-                         "pip install -r requirements.txt, or device='cpu'")
-    if importlib.util.find_spec('jax') is None:
-        raise ModuleNotFoundError(f"device={device!r} needs JAX, which isn't installed: pip install -r requirements-jax.txt "
-                                  '(for an NVIDIA GPU pip install "jax[cuda13]")', name='jax')
+    engine.checkjax(what)
     import jax
     try:
-        devices = jax.devices(None if platform == 'jax' else platform)
+        there = jax.devices(None if platform == 'jax' else platform)
     except RuntimeError as error:
         raise ValueError(f'no device {device!r} here: JAX has {_listed(jax.devices())} ({" ".join(str(error).split())[:200]})') from error
-    if number >= len(devices):
-        raise ValueError(f'no device {device!r} here: JAX has {_listed(devices)}')
-    return Accelerator(found[0], devices[number])
+    here = [each for each in there if each.process_index == jax.process_index()]
+    if devices not in (None, 1):
+        count = len(there) if devices == 'all' else devices
+        if count > len(there):
+            raise ValueError(f'no {count} devices here: JAX has {len(there)}, {_listed(there)}')
+        if count > 1:
+            from sharding import Devices        # it builds on this module
+            return Devices(found[0], here[0], tuple(there[:count]))
+    if number >= len(here):
+        raise ValueError(f'no device {device!r} here: JAX has {_listed(here)}')
+    return Accelerator(found[0], here[number])
 
 
 def _listed(devices):
     return ', '.join(f'{each.platform}:{each.id}' for each in devices[:8]) + (', ...' if len(devices) > 8 else '')
+
+
+def checkrows(batchsize, device):
+    """ValueError where the rows of a batch can't be shared out evenly between the devices."""
+    below = batchsize // device.count * device.count
+    if below != batchsize:
+        nearest = ' or '.join(str(size) for size in (below, below + device.count) if size)
+        raise ValueError(f'batchsize {batchsize} does not divide by {device.count} devices: use {nearest}, or another number of devices')

@@ -10,7 +10,7 @@ Op              base class of our Ops; a subclass declares its gradient once, as
 Apply           a node of the graph
 Disconnected    `Disconnected()`: the gradient of an input (an index, say) that has none
 isdisconnected  whether a gradient is such a one
-compilefunction, compilejax, evaluate
+compilefunction, compilejax, checkjax, evaluate
 held, hold      the array in a shared variable as it lies there, and to put one there
 """
 
@@ -157,18 +157,29 @@ def compilefunction(inputs, outputs, updates=()):
     return f
 
 
+def checkjax(what):
+    """ValueError or ModuleNotFoundError where `what`, an argument or a call, needs JAX and it can't be used."""
+    if name != 'pytensor':
+        raise ValueError(f"{what} needs PyTensor, and this is classic Theano, which computes on the CPU only: "
+                         "pip install -r requirements.txt, or device='cpu'")
+    if importlib.util.find_spec('jax') is None:
+        raise ModuleNotFoundError(f"{what} needs JAX, which isn't installed: pip install -r requirements-jax.txt "
+                                  '(for an NVIDIA GPU pip install "jax[cuda13]")', name='jax')
+
+
 def compilejax(inputs, outputs, updates, jit):
     """As `compilefunction`, but the whole graph as one computation by JAX; PyTensor only.
 
-    jit(function, inputs, outputs, updated): the compiled form of `function`, which takes the values of the symbolic `inputs` to those of
-    `outputs`; updated: the indices of those inputs that the computation gives new values for.
+    jit(function, inputs, outputs, updated): the compiled form of `function`, which takes the values of the symbolic `inputs`, the shared
+    variables behind those given here, to a tuple of those of `outputs`, the new values of shared variables behind those given here;
+    updated: a dict from the index of such an output to that of the input that it takes the place of.
     """
     from pytensor.link.jax.linker import JAXLinker
 
     class Linker(JAXLinker):
         def jit_compile(self, function):
             graph = self.fgraph
-            return jit(function, graph.inputs, graph.outputs, sorted(graph.update_mapping.values()) if graph.update_mapping else [])
+            return jit(function, graph.inputs, graph.outputs, dict(graph.update_mapping or {}))
     mode = theano.compile.mode.Mode(linker=Linker(), optimizer=theano.compile.mode.JAX.provided_optimizer)
     f = theano.function(inputs, outputs, updates=list(updates), mode=mode, accept_inplace=True, on_unused_input='ignore')
     f.trust_input = True            # else what comes from the device would become NumPy's

@@ -1,9 +1,11 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
+import contextlib
 import os
 from functools import cached_property
 
-import device as devices
+import cluster
+import device as places
 import history
 import info
 import look
@@ -14,14 +16,14 @@ import report
 import saving
 import train
 from dataset import DataSet
-from errors import checkbool, checkint, checkreal, checktext, short
+from errors import CheckpointError, checkbool, checkint, checkreal, checktext, short
 from generate import Stream
 from hyperparams import FORGOOD, HyperParams, checkchoice
 from layers import MODELTYPES
 from lock import trainlock
 from opening import DATAFILE, DEFAULTTYPE
 from rounding import PRECISIONS
-from run import requested, resumed
+from run import Run, requested, resumed
 
 
 class ModelState:
@@ -73,7 +75,7 @@ class ModelState:
         self.workdir, self.modeltype, self.hyper, self.charset = workdir, modeltype, hyper, charset
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
         self.startedfrom, self.checkpoint = startedfrom, None
-        self.device = devices.CPU   # where the network computes
+        self.device = places.CPU   # where the network computes
         self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod
@@ -244,7 +246,7 @@ class ModelState:
         """
         native.checkthreads(threads)
         native.checkkernels()
-        verbose, device = checkbool('verbose', verbose), devices.chosen(device, self.device)
+        verbose, device = checkbool('verbose', verbose), places.chosen(device, self.device)
         if precision is not None:
             checkchoice('precision', precision, PRECISIONS)
         with report.quiet(not verbose):
@@ -269,8 +271,8 @@ class ModelState:
     def trainmodel(self, num_rounds: int = 1, batchsize: int = 16, train_len: int = 0, valid_len: int = 0, print_every: int = 1000,
                    clear_state: bool = False, *, minutes: float | None = None, schedule: str = 'constant', warmup: int = 0,
                    end_learnrate: float | None = None, patience: int | None = None, resume: bool = False, save_every: float = 600,
-                   keep: int | None = None, watch: str | None = None, device: str | None = None, threads: int | None = None,
-                   verbose: bool = True):
+                   keep: int | None = None, watch: str | None = None, device: str | None = None, devices: int | str | None = None,
+                   threads: int | None = None, verbose: bool = True):
         """Train for some rounds, each with a validation and a checkpoint at its
         end.
 
@@ -327,6 +329,11 @@ class ModelState:
                        'cuda:1', 'tpu'; None: as before, at first 'cpu'. It
                        is never stored: a run that was broken off on one
                        device may be finished on another
+        devices        how many of them, or 'all': each computes its share of
+                       the batch's rows, so batchsize has to divide by their
+                       number, and their gradients are summed. The result is
+                       that of one device but for rounding; None: as before,
+                       at first one. Needs JAX; never stored either
         threads        of the native kernels, never stored; None:
                        RN_GRU_THREADS, or as many as the process may use. The
                        result doesn't depend on it
@@ -361,15 +368,25 @@ class ModelState:
         native.checkthreads(threads)
         native.checkkernels()
         clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        device = devices.chosen(device, self.device)
-        run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
+        device = places.chosen(device, self.device, 'all' if devices is None and device != 'cpu' and cluster.count > 1 else devices)
+        cluster.checkdevices(device)
+        saving.agree(self)
+
+        def request():
+            run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
+            return run.facts(), seconds
+        facts, seconds = cluster.first(request)
+        run = Run(**facts)
+        places.checkrows(run.batchsize, device)
         MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
                                                self.hyper)
-        with report.quiet(not verbose), trainlock(self.workdir.path):
-            self.workdir.checkwritable()
+        with report.quiet(not verbose or not cluster.isfirst()), contextlib.ExitStack() as locked:
+            cluster.first(lambda: locked.enter_context(trainlock(self.workdir.path)))
+            cluster.first(self.workdir.checkwritable)
             native.setthreads(threads)
             self._place(device)
-            train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
+            with cluster.bound(FloatingPointError, CheckpointError):
+                train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
 
     def history(self):
         """Every step's loss and every validation, a history.Table that the shell

@@ -3,6 +3,7 @@
 import inspect
 import secrets
 
+import cluster
 import report
 import saving
 import startfrom
@@ -22,7 +23,18 @@ UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
 
 
 def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, seed, start_from, verbose, hyper):
-    """The ModelState of `ModelState.initfromsrcfile`, which see; kind: that class, hyper: a dict of hyperparameters."""
+    """The ModelState of `ModelState.initfromsrcfile`, which see; kind: that class, hyper: a dict of hyperparameters.
+
+    Of several processes (`cluster`) process 0 makes it, and the others load it.
+    """
+    if cluster.isshared():
+        made = []
+
+        def make():
+            with cluster.alone():
+                made.append(new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, seed, start_from, verbose, hyper))
+        cluster.first(make)
+        return made[0] if made else load(kind, workdir)
     if not isinstance(modeltype, str) or modeltype not in MODELTYPES:
         raise ValueError(f'no model type is called {short(modeltype)}{nearest(modeltype, MODELTYPES) or ":"} '
                          f'There are {" and ".join(MODELTYPES)}')

@@ -45,6 +45,13 @@ def warn(text):
         warnings.warn(text, stacklevel=3)
 
 
+def alarm(text):
+    """Say on standard error, whatever is silenced, why the process ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        tqdm.write(printable(text, sys.stderr), file=sys.stderr)
+        sys.stderr.flush()
+
+
 def write(stream):
     """Print the pieces of a text that is being written, or of several, one text after the other; Ctrl-C ends it, and keeps what there is.
 

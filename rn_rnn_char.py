@@ -8,6 +8,7 @@ import os
 import sys
 
 try:
+    from cluster import join
     from dataset import CharSet, DataSet
     from errors import RNGRUError
     from model import HyperParams, ModelState, generatestring
@@ -20,7 +21,7 @@ except ImportError as error:
     print(f'RN-GRU: {error}{way}', file=sys.stderr, flush=True)
     os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
 
-__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'CharSet', 'DataSet', 'RNGRUError']
+__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet', 'RNGRUError']
 
 if __name__ == '__main__':
     if sys.argv[1:]:

@@ -2,12 +2,15 @@
 
 import hashlib
 import math
+from dataclasses import asdict
+from datetime import datetime
 
 import numpy as np
 
-from checkpoint import KINDS
+import cluster
+from checkpoint import KINDS, Checkpoint
 from dataset import trainchars
-from errors import CheckpointError, checkint, checkreal, short
+from errors import CheckpointError, WorkDirError, checkint, checkreal, short
 from hyperparams import FORGOOD, HyperParams
 from layers import MODELTYPES
 from run import MOST, Run
@@ -109,6 +112,48 @@ def write(ms, loss, losskind, **facts):
             slot = found[slot].facts.get('slot')
         ms.workdir.remove(reversed(chain))                              # the oldest first, so that a kill leaves no link missing
     return ms.checkpoint
+
+
+def agree(ms):
+    """Make the network, its place in the text, the hyperparameters and the last checkpoint those of process 0, in all processes that train
+    together (`cluster`). Raises what process 0 meets in reading them, WorkDirError where another process has not its model.
+    """
+    if not cluster.isshared():
+        return
+    told = cluster.first(lambda: _tell(ms))
+    own = ms.modeltype, ms.seed, identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)
+    same = cluster.gather([list(own) == told['own']])
+    if others := [str(i) for i, (each,) in enumerate(same) if not each]:
+        raise WorkDirError(f"process {', '.join(others)} of {cluster.count} has another model or text in '{ms.workdir.path}' than process 0: "
+                           'give all of them the same directory, or copies of it')
+    if cluster.isfirst():
+        cluster.broadcast(ms.model.arrays())
+        return
+    ms.hyper, counts = HyperParams(**told['hyper']), told['counts']
+    model = vars(ms).get('model') or ms._newmodel()
+    expected = model.expected(len(ms.charset), ms.hyper.layers, ms.hyper.state_size, told['batchsize'], ms.hyper)
+    arrays = cluster.broadcast({name: np.zeros(shape, dtype) for name, (shape, dtype) in expected.items()})
+    model.set_arrays(arrays, ms.hyper, counts['updates'], counts['cacheupdates'])
+    for name, value in counts.items():
+        setattr(model, name, value)
+    ms.model, ms.checkpoint = model, received(told['checkpoint'])
+
+
+def _tell(ms):
+    ms.model.prepare(ms.hyper)
+    return {'own': [ms.modeltype, ms.seed, identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)], 'hyper': ms.hyper.facts(),
+            'counts': {name: getattr(ms.model, name) for name in (*COUNTS, 'epoch', 'pos', 'seconds')},
+            'batchsize': ms.model.get_state().shape[1], 'checkpoint': sent(ms.checkpoint)}
+
+
+def sent(checkpoint):
+    """A Checkpoint, or None, as process 0 tells the others of it."""
+    return checkpoint and {**asdict(checkpoint), 'time': checkpoint.time.isoformat()}
+
+
+def received(told):
+    """The Checkpoint, or None, that `sent` told of."""
+    return told and Checkpoint(**{**told, 'time': datetime.fromisoformat(told['time'])})
 
 
 def diverged(ms):

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+import cluster
 import history
 import reading
 import report
@@ -17,7 +18,7 @@ from advice import Advisor
 from errors import CheckpointError, WorkDirError, reason
 from generate import Stream
 from history import History
-from run import planned
+from run import Run, planned
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 FLUSH_EVERY = 5                             # seconds, of the history
@@ -50,6 +51,8 @@ class Interrupts:
 class Saver:
     """Writes the history and the checkpoints of one training; where the disk refuses, it says so and training goes on in memory.
 
+    Of several processes (`cluster`) it is process 0 that writes, and the others learn what.
+
     save_every: seconds after which steps that no checkpoint holds yet get one, validation's time included; 0: never.
     keep: how many of the rounds' checkpoints to keep besides the best one; None: all.
     """
@@ -66,6 +69,8 @@ class Saver:
         """A row of the history, where the network stands now."""
         model, now = self.ms.model, time.monotonic()
         model.seconds = now - self.start
+        if not cluster.isfirst():
+            return
         self.history.add(kind, model.updates, model.epoch, model.pos, model.characters, loss, *rest, seconds=model.seconds, **columns)
         if now - self.flushed > FLUSH_EVERY:
             self.flush()
@@ -83,13 +88,23 @@ class Saver:
                             'ends.')
             self.historyerror = error
 
-    def saveifdue(self):
-        """Write a checkpoint where the last one is `save_every` seconds old and steps were made since."""
-        if self.save_every and self.losses and time.monotonic() - self.last >= self.save_every:
-            self.writetraining()
+    @property
+    def isdue(self):
+        """Whether the last checkpoint is `save_every` seconds old and steps were made since."""
+        return bool(self.save_every and self.losses and time.monotonic() - self.last >= self.save_every)
 
     def write(self, loss, losskind, **facts):
         """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
+        if not cluster.isshared():
+            return self._write(loss, losskind, **facts)
+        self.ms.model.gather()
+        checkpoint = saving.received(cluster.first(lambda: saving.sent(self._write(loss, losskind, **facts))))
+        if checkpoint and not cluster.isfirst():
+            self.ms.checkpoint, self.losses = checkpoint, []
+        self.last = time.monotonic()
+        return checkpoint
+
+    def _write(self, loss, losskind, **facts):
         self.flush(sync=True)
         try:
             checkpoint = self._written(loss, losskind, run=self.run.facts(), **facts)
@@ -139,6 +154,27 @@ class Saver:
                                   f'ms.trainmodel({step})') from self.error
 
 
+class Control:
+    """What a person and a clock ask of a training between its steps."""
+
+    def __init__(self, interrupts, saver):
+        self.interrupts, self.saver, self.meetings = interrupts, saver, cluster.Meetings()
+        self._stop = False
+
+    @property
+    def stop(self):
+        """Whether to stop, for a Ctrl-C: of several processes, in any of them, and known to all."""
+        return self._stop if cluster.isshared() else self.interrupts.asked
+
+    def behind(self):
+        """To be called behind each step, of a validation too: writes a checkpoint where one is due."""
+        granted = self.meetings.behind(self.interrupts.asked, self.saver.isdue)
+        if granted:
+            self._stop, due = granted
+            if due:
+                self.saver.writetraining()
+
+
 def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=None):
     """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None.
 
@@ -150,7 +186,7 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=No
     model.read(None)
     # Compiled before anything changes, and so that the progress bar starts with the first step.
     model.trainstep, model.evaluate
-    if print_every:
+    if print_every and cluster.isfirst():
         model.sampletext
     watched = None
     if watch and report.verbose:
@@ -158,10 +194,14 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=No
         watched = reading.Watched(ms, watch)
     if seconds is not None:
         measured = _measure(ms, run.batchsize)
-        run = planned(run, start + seconds - time.monotonic(), *measured)
+        asked = run
+
+        def plan():
+            return planned(asked, start + seconds - time.monotonic(), *measured)
+        run = Run(**cluster.first(lambda: plan().facts())) if cluster.isshared() else plan()
     epochsteps = data.batchepoch(run.batchsize)
     _placestate(model, run.batchsize, clear_state)
-    newest = ms.workdir.scan()[0][-1:]
+    newest = ms.workdir.scan()[0][-1:] if cluster.isfirst() else []
     if newest and newest[0].counter > (ms.checkpoint.counter if ms.checkpoint else 0):
         report.say(f'Going on from {ms.checkpoint.name if ms.checkpoint else "the first parameters"}, though the directory holds a newer '
                    f'checkpoint, {newest[0].name}.')
@@ -171,7 +211,7 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=No
     saver = Saver(ms, run, save_every, keep)
     try:
         with Interrupts() as interrupts:
-            _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched)
+            _rounds(ms, run, print_every, epochsteps, Control(interrupts, saver), saver, watched)
     except (KeyboardInterrupt, FloatingPointError):
         # In mid-step or diverged: what is in memory is no state to go on from. The next use reads the last checkpoint.
         vars(ms).pop('model', None)
@@ -199,7 +239,7 @@ def _heading(ms, run, epochsteps):
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if dear else '.') + schedule)
 
 
-def _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched=None):
+def _rounds(ms, run, print_every, epochsteps, control, saver, watched=None):
     before = (ms.checkpoint.kind, ms.checkpoint.loss) if ms.checkpoint is not None else ('', math.nan)
     advisor = Advisor(ms, run)
     while not run.isover:
@@ -207,15 +247,15 @@ def _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched=None):
         progress = report.Progress(title, run.left, run.batchsize * ms.data.seq_len)
         losses = []
         try:
-            while run.left and not interrupts.asked:
+            while run.left and not control.stop:
                 if print_every and run.done % print_every == 0:
                     _printsample(ms, run.done)
-                losses.append(_step(ms, run, epochsteps, saver, advisor))
+                losses.append(_step(ms, run, epochsteps, saver, control, advisor))
                 progress.step(np.mean(losses[-100:]))
         finally:
             progress.close()
-        loss = None if interrupts.asked else _validate(ms, run, epochsteps, interrupts, saver, title)
-        if interrupts.asked:
+        loss = None if control.stop else _validate(ms, run, epochsteps, control, title)
+        if control.stop:
             stopped = f'Stopped in round {run.validated + 1}, after {counted(run.round - run.left, "step")} of {run.round:,}'
             howon = '\nresume=True (on the command line --resume) finishes the run.' if run.done else ''
             if not saver.losses:
@@ -236,7 +276,10 @@ def _rounds(ms, run, print_every, epochsteps, interrupts, saver, watched=None):
             report.say(advice)
         before = 'validation', loss
     if run.bestlast:
-        _endonbest(ms, run, saver)
+        if cluster.isfirst():
+            with cluster.alone():
+                _endonbest(ms, run, saver)
+        saving.agree(ms)
 
 
 def _endonbest(ms, run, saver):
@@ -301,7 +344,7 @@ def _placestate(model, batchsize, clear_state):
         model.set_state(np.zeros((L, batchsize, H), np.float32))
 
 
-def _step(ms, run, epochsteps, saver, advisor):
+def _step(ms, run, epochsteps, saver, control, advisor):
     """One step; the loss before its update, nats per character."""
     model, batch = ms.model, ms.data.batch(ms.model.pos, run.batchsize)
     learnrate, start = run.learnrate(ms.hyper.learnrate), time.perf_counter()
@@ -315,12 +358,12 @@ def _step(ms, run, epochsteps, saver, advisor):
     run.done += 1
     saver.add('step', loss, learnrate, gradnorm, clipped, batch[0].size / (time.perf_counter() - start))
     saver.losses.append(loss)
-    saver.saveifdue()
+    control.behind()
     advisor.step(loss, clipped, learnrate)
     return loss
 
 
-def _validate(ms, run, epochsteps, interrupts, saver, title):
+def _validate(ms, run, epochsteps, control, title):
     """Mean validation loss, which changes nothing of where the training stands; None if interrupted.
 
     Of the held-out part, all of it from a zero state; where there is none, over the next `valid_len` steps, from the current state.
@@ -331,12 +374,12 @@ def _validate(ms, run, epochsteps, interrupts, saver, title):
     try:
         for loss in _losses(ms, run, epochsteps):
             progress.step(loss)
-            saver.saveifdue()
-            if interrupts.asked:
+            control.behind()
+            if control.stop:
                 return None
     finally:
         progress.close()
-    return loss
+    return cluster.first(lambda: loss)
 
 
 def _losses(ms, run, epochsteps):
@@ -373,9 +416,10 @@ def _seconds(work, atleast):
     """Mean seconds of work(), carried out for so many seconds, as steps are: one behind the other, caches and threads warm."""
     work(), work()
     start, done = time.perf_counter(), 0
-    while done < 2 or time.perf_counter() - start < atleast:
-        work()
-        done += 1
+    while done < 2 or cluster.first(lambda: time.perf_counter() - start < atleast):
+        for _ in range(max(done, 1) if cluster.isshared() else 1):      # to ask process 0 takes a while
+            work()
+            done += 1
     return (time.perf_counter() - start) / done
 
 

@@ -19,7 +19,7 @@ import reading
 import report
 from commandline import COMMANDS, commandparser, mainparser, parse
 from errors import CheckpointError
-from rn_rnn_char import HyperParams, ModelState
+from rn_rnn_char import HyperParams, ModelState, join
 
 pytestmark = pytest.mark.anyengine
 
@@ -69,7 +69,7 @@ def ran(monkeypatch, capsys):
 
 def offered():
     """(command, option, annotation, default) of everything that the library takes."""
-    sources = {'train': [ModelState.initfromsrcfile, ModelState.trainmodel, ModelState.restore],
+    sources = {'train': [ModelState.initfromsrcfile, ModelState.trainmodel, ModelState.restore, join],
                'sample': [ModelState.sample, ModelState.restore], 'score': [ModelState.restore], 'surprise': [ModelState.restore],
                'neurons': [ModelState.neurons, ModelState.restore]}
     for command, functions in sources.items():
@@ -77,7 +77,7 @@ def offered():
             for name, parameter in inspect.signature(function).parameters.items():
                 ishyper = command == 'train' and name == 'precision'        # of training, not of restore's generation
                 if name not in ('self', 'srcfile', 'workdir', 'text', 'hyper', 'state', 'verbose') and not ishyper:
-                    option = 'checkpoint' if function is ModelState.restore and name == 'name' else name
+                    option = {(ModelState.restore, 'name'): 'checkpoint', (join, 'address'): 'join'}.get((function, name), name)
                     yield pytest.param(command, option, parameter.annotation, parameter.default, id=f'{command}-{function.__name__}-{name}')
     for field in dataclasses.fields(HyperParams):
         yield pytest.param('train', field.name, field.type, field.default, id=f'train-hyper-{field.name}')

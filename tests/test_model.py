@@ -69,7 +69,7 @@ def test_signatures_are_those_of_the_contract():
     assert defaults(ModelState.trainmodel) == {'num_rounds': 1, 'batchsize': 16, 'train_len': 0, 'valid_len': 0, 'print_every': 1000,
                                                'clear_state': False, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
                                                'end_learnrate': None, 'patience': None, 'resume': False, 'save_every': 600, 'keep': None,
-                                               'watch': None, 'device': None, 'threads': None, 'verbose': True}
+                                               'watch': None, 'device': None, 'devices': None, 'threads': None, 'verbose': True}
     for writer in (generatestring, ModelState.sample, ModelState.stream):
         assert defaults(writer) == {'numchars': 100, 'temp': 0.5, 'seed': None, 'prime': '', 'top_k': None, 'top_p': None, 'min_p': None,
                                     'until': None, 'n': None, 'state': None}

@@ -63,8 +63,9 @@ def test_each_state_vector_walks_through_the_whole_source(make, numseqs, batchsi
     assert ms.data.batchepoch(batchsize) == epochsteps
     run = Run(batchsize * epochsteps, epochsteps, batchsize, 1)
     saver = train.Saver(ms, run, 0, None)
+    control = train.Control(train.Interrupts(), saver)
     for _ in range(run.steps):
-        train._step(ms, run, epochsteps, saver, train.Advisor(ms, run))
+        train._step(ms, run, epochsteps, saver, control, train.Advisor(ms, run))
     assert (ms.model.epoch, ms.model.pos) == (batchsize, 0)
     for i in range(batchsize):
         # Where B doesn't divide n, the last rows re-read the text's beginning before they wrap to row 0.
