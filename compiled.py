@@ -83,7 +83,8 @@ class Compiled:
     @cached_property
     def trainstep(self):
         """Compiled: (x, y (T, B) int32, hyper, learnrate=None) -> (loss before the update, norm of the gradient before it is clipped,
-        share of its elements that clipping changed, by norm 0 or 1): forward, backward and update of a step.
+        share of its elements that clipping changed, by norm 0 or 1): forward, backward and update of a step. Three numbers, float64; a
+        device that computes by itself (`device.runson`) gives them before it has them, and float() waits.
 
         hyper: HyperParams, any of whose numbers may differ from call to call. Another optimizer, clipping or ema from or to 0 is
         compiled when it is first met, and does as in `prepare`. learnrate: in place of hyper.learnrate.
@@ -98,7 +99,7 @@ class Compiled:
                 *(np.array(value, dtype) for value, dtype in zip((hyper.dropout, self.seed, self.updates), DROPOUT) if hyper.dropout))
             self.updates += 1
             self.cacheupdates += 1
-            return float(loss), float(norm), float(share)
+            return (loss, norm, share) if self.device.runson else (float(loss), float(norm), float(share))
         self._training()
         return trainstep
 

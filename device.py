@@ -23,7 +23,8 @@ class Processor:
     """The processor: native kernels, or NumPy where they can't be compiled."""
 
     name = 'cpu'
-    count = 1
+    count = 1               # of devices that share a batch's rows out
+    runson = False          # whether a call that updates shared variables comes back before it is carried out
     inwaves = False         # whether the layers of a network are best computed side by side, see `stack`
 
     def describe(self):
@@ -77,8 +78,9 @@ class Accelerator:
 
     name: str
     jaxdevice: object
-    inwaves = True
     count = 1
+    runson = True
+    inwaves = True
 
     def describe(self):
         import jax
@@ -106,15 +108,16 @@ class Accelerator:
                 if isinstance(engine.held(shared), np.ndarray):         # new, from the host
                     engine.hold(shared, jax.device_put(engine.held(shared), self.jaxdevice))
             return values
-        return self._callable(what, f, prepare, time.perf_counter() - start)
+        return self._callable(what, f, prepare, time.perf_counter() - start, bool(updates))
 
     def _jit(self, function, inputs, outputs, updated):
         """The compiled form of a graph's function, as `engine.compilejax` asks for it: the memory of what is updated is used again."""
         import jax
         return jax.jit(function, donate_argnums=sorted(updated.values()))
 
-    def _callable(self, what, f, prepare, linked):
-        """`f` as `compile` gives it; prepare(values): what to call it with, once all is where it computes; linked: the seconds so far."""
+    def _callable(self, what, f, prepare, linked, lazily):
+        """`f` as `compile` gives it; prepare(values): what to call it with, once all is where it computes; linked: the seconds so far; lazily:
+        whether a call needn't wait for what it gives."""
         import jax
         lock, seen, version = threading.RLock(), set(), f'{engine.version} and JAX {jax.__version__}'
 
@@ -123,7 +126,12 @@ class Accelerator:
                 shapes = tuple(value.shape for value in values)
                 values = prepare(values)
                 start = time.perf_counter()
-                out = jax.device_get(f(*values))
+                out = f(*values)
+                if lazily and shapes in seen:
+                    for each in out:
+                        each.copy_to_host_async()
+                    return out
+                out = jax.device_get(out)
                 if shapes not in seen:
                     seconds = time.perf_counter() - start + linked * (not seen)
                     report.say(f'Compiled {what} with {version} in {seconds:.1f} s.')

@@ -13,9 +13,9 @@ from encode import checksource, encodefile
 from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, short
 from hyperparams import HyperParams, checkgiven, checknames, nearest
 from layers import MODELTYPES
+from report import lossline
 from run import MOST
 from storage import filechecksum, loadfacts, savefacts
-from train import lossline
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 DEFAULTTYPE = type('Default', (str,), {})('GRUEncode')      # a default that can be told from the same name given

@@ -5,6 +5,7 @@ to standard error, so that standard output holds what was asked for only.
 """
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -125,3 +126,13 @@ def _onterminal():
         return file.isatty() and os.get_terminal_size(file.fileno()).columns > 0
     except (AttributeError, OSError, ValueError):       # IDLE's shell, say, is a terminal without a file
         return False
+
+
+def counted(number, thing):
+    """'3 rounds', '1 round'."""
+    return f'{number:,} {thing}{"s" * (number != 1)}'
+
+
+def lossline(loss):
+    """'1.5432 nats/char (2.2264 bits)'."""
+    return f'{loss:.4f} nats/char ({loss / math.log(2):.4f} bits)'

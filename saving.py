@@ -156,7 +156,9 @@ def received(told):
     return told and Checkpoint(**{**told, 'time': datetime.fromisoformat(told['time'])})
 
 
-def diverged(ms):
-    """The sentence for a network whose numbers are none any more."""
-    return (f'the training has diverged at update {ms.model.updates:,}, epoch {ms.model.epoch}, position {ms.model.pos}: go on from '
+def diverged(ms, updates=None, epoch=None, pos=None):
+    """The sentence for a network whose numbers are none any more, here or behind the update at that place."""
+    if updates is None:
+        updates, epoch, pos = ms.model.updates, ms.model.epoch, ms.model.pos
+    return (f'the training has diverged at update {updates:,}, epoch {epoch}, position {pos}: go on from '
             f'the last checkpoint, or ms.restore(name) an earlier one, with a learnrate below {ms.hyper.learnrate:g}')

@@ -63,7 +63,7 @@ class Devices(Accelerator):
                 if getattr(engine.held(shared), 'sharding', None) != sharding:
                     engine.hold(shared, self._spread(self.fetch(engine.held(shared)), sharding))
             return [self._spread(value, sharding) for value, (_, sharding) in zip(values, given)]
-        together, alone = self._callable(what, f, prepare, time.perf_counter() - start), []
+        together, alone = self._callable(what, f, prepare, time.perf_counter() - start, bool(updates)), []
 
         def call(*values):
             if all(axis is None or value.shape[axis] % self.count == 0 for value, (axis, _) in zip(values, given)):

@@ -1,27 +1,26 @@
 """The training loop: rounds of steps, samples on the way, validation, history, checkpoints, and a Ctrl-C that loses nothing."""
 
 import contextlib
-import errno
 import math
 import signal
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 import cluster
-import history
 import reading
 import report
 import saving
 from advice import Advisor
-from errors import CheckpointError, WorkDirError, reason
+from errors import WorkDirError, reason
 from generate import Stream
-from history import History
+from report import counted, lossline
 from run import Run, planned
+from saver import Control, Saver
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
-FLUSH_EVERY = 5                             # seconds, of the history
 MEASURE = 1.5                               # seconds, before a run that is planned by time
 
 
@@ -46,133 +45,6 @@ class Interrupts:
     def __exit__(self, *exception):
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
-
-
-class Saver:
-    """Writes the history and the checkpoints of one training; where the disk refuses, it says so and training goes on in memory.
-
-    Of several processes (`cluster`) it is process 0 that writes, and the others learn what.
-
-    save_every: seconds after which steps that no checkpoint holds yet get one, validation's time included; 0: never.
-    keep: how many of the rounds' checkpoints to keep besides the best one; None: all.
-    """
-
-    def __init__(self, ms, run, save_every, keep):
-        self.ms, self.run, self.save_every, self.keep = ms, run, save_every, keep
-        self.history = History(ms.workdir.path / history.FILE)
-        self.last = self.flushed = time.monotonic()
-        self.start = self.last - ms.model.seconds
-        self.losses = []            # of the steps that no checkpoint holds yet
-        self.error = self.historyerror = None           # why the last checkpoint, or rows of the history, could not be written
-
-    def add(self, kind, loss, *rest, **columns):
-        """A row of the history, where the network stands now."""
-        model, now = self.ms.model, time.monotonic()
-        model.seconds = now - self.start
-        if not cluster.isfirst():
-            return
-        self.history.add(kind, model.updates, model.epoch, model.pos, model.characters, loss, *rest, seconds=model.seconds, **columns)
-        if now - self.flushed > FLUSH_EVERY:
-            self.flush()
-
-    def flush(self, sync=False):
-        """Write the history's rows; where the disk refuses, they wait for the next time."""
-        self.flushed = time.monotonic()
-        try:
-            self.ms.workdir.statefile()         # none: an empty directory in the model's place, as where a disk is unplugged
-            self.history.flush(sync)
-            self.historyerror = None
-        except (OSError, WorkDirError) as error:
-            if self.historyerror is None:
-                report.warn(f'The history could not be written ({reason(error)}): training goes on, and its rows wait in memory until it '
-                            'ends.')
-            self.historyerror = error
-
-    @property
-    def isdue(self):
-        """Whether the last checkpoint is `save_every` seconds old and steps were made since."""
-        return bool(self.save_every and self.losses and time.monotonic() - self.last >= self.save_every)
-
-    def write(self, loss, losskind, **facts):
-        """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
-        if not cluster.isshared():
-            return self._write(loss, losskind, **facts)
-        self.ms.model.gather()
-        checkpoint = saving.received(cluster.first(lambda: saving.sent(self._write(loss, losskind, **facts))))
-        if checkpoint and not cluster.isfirst():
-            self.ms.checkpoint, self.losses = checkpoint, []
-        self.last = time.monotonic()
-        return checkpoint
-
-    def _write(self, loss, losskind, **facts):
-        self.flush(sync=True)
-        try:
-            checkpoint = self._written(loss, losskind, run=self.run.facts(), **facts)
-        except (OSError, MemoryError, WorkDirError) as error:
-            self.error = error
-            report.warn(f'The checkpoint could not be written ({reason(error)}): nothing is lost, the network stays in memory, and the '
-                       'next checkpoint tries again.')
-            return None
-        finally:
-            self.last = time.monotonic()
-        self.losses, self.error = [], None
-        if self.keep is not None:
-            with contextlib.suppress(OSError):      # the next checkpoint tries again
-                self.ms.workdir.prune(self.keep)
-        return checkpoint
-
-    def _written(self, *facts, **more):
-        """What `saving.write` gives; on a full disk it is asked again when older checkpoints have made room, if any may."""
-        try:
-            return saving.write(self.ms, *facts, **more)
-        except OSError as error:
-            if not self._makeroom(error):
-                raise
-        return saving.write(self.ms, *facts, **more)
-
-    def _makeroom(self, error):
-        """Whether, where the disk is full, checkpoints were removed that `keep` doesn't keep behind the next one."""
-        if self.keep is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return False
-        with contextlib.suppress(OSError):
-            gone = self.ms.workdir.makeroom(self.keep, self.ms.checkpoint and self.ms.checkpoint.name)
-            if gone:
-                report.say(f'The disk is full: {counted(gone, "older checkpoint")} made room for the next one (keep={self.keep}).')
-            return gone > 0
-        return False
-
-    def writetraining(self):
-        """Write one without a validation: its loss is the mean training loss of the steps since the last checkpoint."""
-        return self.write(float(np.mean(self.losses)), 'training')
-
-    def close(self):
-        """At the training's end: CheckpointError where the last checkpoint could not be written."""
-        if self.error:
-            step = f'batchsize={self.ms.model.get_state().shape[1]}, train_len=1{"" if self.ms.heldout else ", valid_len=1"}'
-            raise CheckpointError(f"the last checkpoint could not be written to '{self.ms.workdir.path}' ({reason(self.error)}): "
-                                  'the trained network is in memory only, so make room and train on, if only for a step, as in '
-                                  f'ms.trainmodel({step})') from self.error
-
-
-class Control:
-    """What a person and a clock ask of a training between its steps."""
-
-    def __init__(self, interrupts, saver):
-        self.interrupts, self.saver, self.meetings = interrupts, saver, cluster.Meetings()
-        self._stop = False
-
-    @property
-    def stop(self):
-        """Whether to stop, for a Ctrl-C: of several processes, in any of them, and known to all."""
-        return self._stop if cluster.isshared() else self.interrupts.asked
-
-    def behind(self):
-        """To be called behind each step, of a validation too: writes a checkpoint where one is due."""
-        granted = self.meetings.behind(self.interrupts.asked, self.saver.isdue)
-        if granted:
-            self._stop, due = granted
-            if due:
-                self.saver.writetraining()
 
 
 def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=None):
@@ -245,13 +117,16 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched=None):
     while not run.isover:
         title = f'Round {run.validated + 1}/{run.rounds}'
         progress = report.Progress(title, run.left, run.batchsize * ms.data.seq_len)
-        losses = []
+        accounts = Accounts(ms, saver, advisor, progress)
+        losses = accounts.losses
         try:
             while run.left and not control.stop:
                 if print_every and run.done % print_every == 0:
+                    accounts.settle()
                     _printsample(ms, run.done)
-                losses.append(_step(ms, run, epochsteps, saver, control, advisor))
-                progress.step(np.mean(losses[-100:]))
+                accounts.enter(_step(ms, run, epochsteps))
+                control.behind(accounts.settle)
+            accounts.settle()
         finally:
             progress.close()
         loss = None if control.stop else _validate(ms, run, epochsteps, control, title)
@@ -265,7 +140,7 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched=None):
             return
         run.validate(loss)
         trainloss = float(np.mean(losses)) if losses else math.nan      # none: broken off between the last step and the validation
-        saver.add('validation', loss, run.learnrate(ms.hyper.learnrate) if not run.isover else None)
+        saver.addvalidation(loss, run.learnrate(ms.hyper.learnrate) if not run.isover else None)
         checkpoint = saver.write(loss, 'validation', trainloss=trainloss)
         report.say(f'{title}: validation loss {lossline(loss)}{_change(*before, loss)}'
                    + (f'; training loss {trainloss:.4f}, at the end {np.mean(losses[-100:]):.4f}.' if losses else '.')
@@ -309,16 +184,6 @@ def _change(kind, before, loss):
     return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than before{" training" * (kind == "untrained")}'
 
 
-def counted(number, thing):
-    """'3 rounds', '1 round'."""
-    return f'{number:,} {thing}{"s" * (number != 1)}'
-
-
-def lossline(loss):
-    """'1.5432 nats/char (2.2264 bits)'."""
-    return f'{loss:.4f} nats/char ({loss / math.log(2):.4f} bits)'
-
-
 def advance(pos, epoch, epochsteps):
     """(pos, epoch) behind one step. Where pos is 0, states are to be `rolled` before the next one."""
     return (pos + 1, epoch) if pos + 1 < epochsteps else (0, epoch + 1)
@@ -344,23 +209,57 @@ def _placestate(model, batchsize, clear_state):
         model.set_state(np.zeros((L, batchsize, H), np.float32))
 
 
-def _step(ms, run, epochsteps, saver, control, advisor):
-    """One step; the loss before its update, nats per character."""
+class Step(NamedTuple):
+    """A step that was made. Its three numbers may still be on the way from a device: float() waits for them."""
+
+    loss: float         # before its update, nats per character
+    gradnorm: float
+    clipped: float
+    learnrate: float
+    size: int           # characters in its batch
+    start: float        # time.perf_counter() then
+    batch: tuple        # epoch and position of its batch
+    place: tuple        # updates, epoch, position and characters behind it
+
+
+def _step(ms, run, epochsteps):
+    """Make a step."""
     model, batch = ms.model, ms.data.batch(ms.model.pos, run.batchsize)
-    learnrate, start = run.learnrate(ms.hyper.learnrate), time.perf_counter()
-    loss, gradnorm, clipped = model.trainstep(*batch, ms.hyper, learnrate)
-    if not math.isfinite(loss):
-        raise FloatingPointError(saving.diverged(ms))
+    learnrate, start, size, at = run.learnrate(ms.hyper.learnrate), time.perf_counter(), batch[0].size, (model.epoch, model.pos)
+    told = model.trainstep(*batch, ms.hyper, learnrate)
     model.pos, model.epoch = advance(model.pos, model.epoch, epochsteps)
     if not model.pos:
         model.set_state(rolled(model.get_state()))
-    model.characters += batch[0].size
+    model.characters += size
     run.done += 1
-    saver.add('step', loss, learnrate, gradnorm, clipped, batch[0].size / (time.perf_counter() - start))
-    saver.losses.append(loss)
-    control.behind()
-    advisor.step(loss, clipped, learnrate)
-    return loss
+    return Step(*told, learnrate, size, start, at, (model.updates, model.epoch, model.pos, model.characters))
+
+
+class Accounts:
+    """What is kept and said of a round's steps; of each, on a device that computes by itself, while the next one is under way."""
+
+    def __init__(self, ms, saver, advisor, progress):
+        self.ms, self.saver, self.advisor, self.progress = ms, saver, advisor, progress
+        self.losses, self.open, self.last = [], [], 0.0
+
+    def enter(self, step):
+        """A step was made."""
+        self.open.append(step)
+        self.settle(1 if self.ms.device.runson else 0)
+
+    def settle(self, left=0):
+        """Close the accounts of all steps but the last `left`."""
+        while len(self.open) > left:
+            step = self.open.pop(0)
+            loss, gradnorm, clipped = (float(number) for number in step[:3])
+            if not math.isfinite(loss):
+                raise FloatingPointError(saving.diverged(self.ms, step.place[0], *step.batch))
+            now = time.perf_counter()
+            speed, self.last = step.size / (now - max(step.start, self.last)), now
+            self.losses.append(loss)
+            self.saver.addstep(loss, step.learnrate, gradnorm, clipped, speed, place=step.place)
+            self.advisor.step(loss, clipped, step.learnrate)
+            self.progress.step(np.mean(self.losses[-100:]))
 
 
 def _validate(ms, run, epochsteps, control, title):
@@ -413,13 +312,19 @@ def _measure(ms, batchsize):
 
 
 def _seconds(work, atleast):
-    """Mean seconds of work(), carried out for so many seconds, as steps are: one behind the other, caches and threads warm."""
-    work(), work()
-    start, done = time.perf_counter(), 0
+    """Mean seconds of work(), carried out for so many seconds, as steps are: one behind the other, caches and threads warm.
+
+    work() gives a tuple that starts with a number; as in a training, one piece of work may be under way when the next one is begun.
+    """
+    work(), float(work()[0])
+    start, done, before = time.perf_counter(), 0, None
     while done < 2 or cluster.first(lambda: time.perf_counter() - start < atleast):
         for _ in range(max(done, 1) if cluster.isshared() else 1):      # to ask process 0 takes a while
-            work()
-            done += 1
+            number = work()[0]
+            if before is not None:
+                float(before)
+            before, done = number, done + 1
+    float(before)
     return (time.perf_counter() - start) / done
 
 

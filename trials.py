@@ -22,7 +22,8 @@ from layers import MODELTYPES
 from processes import Processes
 from run import requested
 from storage import filechecksum
-from train import Interrupts, counted
+from report import counted
+from train import Interrupts
 from trial import Trial, runtrial, sentence
 
 PICTURE = 'trials.png'

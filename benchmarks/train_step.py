@@ -53,8 +53,8 @@ def ours(L, H, B, T, V, **options):
     ms, directory = newmodel(L, H, B, T, V, **options)
     train._placestate(ms.model, B, True)
     run = Run(10 ** 9, 10 ** 9, B, 1)
-    saver, advisor, epochsteps = train.Saver(ms, run, 0, None), Advisor(ms, run), ms.data.batchepoch(B)
-    return lambda kept=directory: train._step(ms, run, epochsteps, saver, advisor)
+    accounts = train.Accounts(ms, train.Saver(ms, run, 0, None), Advisor(ms, run), report.Progress('', 10 ** 9, B * T))
+    return lambda kept=directory: accounts.enter(train._step(ms, run, ms.data.batchepoch(B)))
 
 
 def numpyops(*setting):

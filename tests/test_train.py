@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import report
+import saver
 import saving
 import train
 from conftest import between, naive_logits, naive_nll
@@ -62,10 +63,8 @@ def test_each_state_vector_walks_through_the_whole_source(make, numseqs, batchsi
     epochsteps = -(-numseqs // batchsize)
     assert ms.data.batchepoch(batchsize) == epochsteps
     run = Run(batchsize * epochsteps, epochsteps, batchsize, 1)
-    saver = train.Saver(ms, run, 0, None)
-    control = train.Control(train.Interrupts(), saver)
     for _ in range(run.steps):
-        train._step(ms, run, epochsteps, saver, control, train.Advisor(ms, run))
+        train._step(ms, run, epochsteps)
     assert (ms.model.epoch, ms.model.pos) == (batchsize, 0)
     for i in range(batchsize):
         # Where B doesn't divide n, the last rows re-read the text's beginning before they wrap to row 0.
@@ -728,7 +727,7 @@ def test_a_history_that_cannot_be_written_ends_no_training_and_is_said_once(make
     else:
         def full(*args):
             raise OSError(28, 'No space left on device')
-        monkeypatch.setattr(train.History, 'flush', full)
+        monkeypatch.setattr(saver.History, 'flush', full)
     monkeypatch.setattr(report, 'verbose', True)
     ms.trainmodel(num_rounds=4, train_len=3, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)
     out = capsys.readouterr().out
