@@ -106,7 +106,7 @@ def _watch(host):
 
 
 def _end():
-    """Tell the others that the program has ended; where an exception ends it, end at once: else JAX waits for them, and they for this one."""
+    """Tell the others that the program has ended; where an exception ends it, end at once: else each waits for the others."""
     if hasattr(sys, 'last_value') and not sys.flags.interactive and not hasattr(sys, 'ps1'):
         _leave(1)
     _watched.close()
