@@ -106,7 +106,7 @@ def _watch(host):
 
 
 def _end():
-    """Tell the others that the program has ended; where an exception ends it, end at once: JAX would wait for them, and they for this one."""
+    """Tell the others that the program has ended; where an exception ends it, end at once: else each waits for the others."""
     if hasattr(sys, 'last_value') and not sys.flags.interactive and not hasattr(sys, 'ps1'):
         _leave(1)
     _watched.close()
@@ -205,14 +205,14 @@ def gather(values):
 
 
 class Meetings:
-    """What any process may wish for at any time, granted to all after the same step: they meet behind steps, about once in PAUSE seconds."""
+    """What any process may wish for at any time, granted to all behind the same step: they meet about once in PAUSE seconds."""
 
     def __init__(self):
         self.left = self.steps = 1          # steps until the next meeting, and from the last one to it
         self.start = time.monotonic()
 
     def behind(self, *wishes):
-        """To be called behind each step with this process's wishes, bools: which of them are granted now, a list; None: no meeting is due."""
+        """To be called behind each step with this process's wishes, bools: which are granted now, a list; None: no meeting is due."""
         if not isshared():
             return list(wishes)
         self.left -= 1
@@ -228,8 +228,8 @@ class Meetings:
 
 @contextlib.contextmanager
 def bound(*alike):
-    """Within the block all processes depend on each other: an exception ends this one and so the others, except what `first` raises, and one
-    of the classes `alike`, which all meet in the same place or behind the last one where they do.
+    """Within the block all processes depend on each other: an exception ends this one and so the others, except what `first` raises, and
+    one of the classes `alike`, which all meet in the same place or behind the last one where they do.
     """
     global _depth, _blocks
     if isshared() and _gone is not None:

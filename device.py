@@ -144,8 +144,8 @@ class Accelerator:
 
 
 def chosen(device, before, devices=None):
-    """The device called `device`: 'cpu', 'jax' (JAX's default one), or a platform of JAX's, with or without a number ('cuda', 'cuda:1'); None:
-    `before`. devices: how many of that platform's, or 'all'; None: as before where `device` is None too, else one.
+    """The device called `device`: 'cpu', 'jax' (JAX's default one), or a platform of JAX's, with or without a number ('cuda', 'cuda:1');
+    None: `before`. devices: how many of that platform's, or 'all'; None: as before where `device` is None too, else one.
 
     TypeError or ValueError for what is no device's name, or not so many, or not here, ModuleNotFoundError where JAX isn't installed.
     """

@@ -124,8 +124,8 @@ def agree(ms):
     own = ms.modeltype, ms.seed, identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)
     same = cluster.gather([list(own) == told['own']])
     if others := [str(i) for i, (each,) in enumerate(same) if not each]:
-        raise WorkDirError(f"process {', '.join(others)} of {cluster.count} has another model or text in '{ms.workdir.path}' than process 0: "
-                           'give all of them the same directory, or copies of it')
+        raise WorkDirError(f"process {', '.join(others)} of {cluster.count} has another model or text in '{ms.workdir.path}' than process "
+                           '0: give all of them the same directory, or copies of it')
     if cluster.isfirst():
         cluster.broadcast(ms.model.arrays())
         return

@@ -21,7 +21,7 @@ AXIS = 'rows'           # of the mesh
 
 @dataclass(frozen=True)
 class Devices(Accelerator):
-    """Several devices, `jaxdevices`, of this process or of several (`cluster`); jaxdevice: the one that does alone what isn't shared out."""
+    """Several devices, `jaxdevices`, of this process or of several (`cluster`); jaxdevice: the one that does what isn't shared out."""
 
     jaxdevices: tuple = ()
 

@@ -1,7 +1,7 @@
 """Whether the processes that train together are all there: a connection from each to process 0, which its kernel closes when it ends.
 
-A process that ends as it should says so first. Collective operations tell less: in one process of several devices some may wait for ever for a
-peer that another has found gone, and NCCL waits in any case.
+A process that ends as it should says so first. Collective operations tell less: of a process's devices some may wait for ever for
+a peer that another has found gone, and NCCL waits in any case.
 """
 
 import contextlib
