@@ -48,7 +48,8 @@ def usable(device, L, B, H):
 
 
 def forward(first, W, U, b, s0):
-    """(last (L, B, H), (s, zr, h) as `GRUStack` keeps them) from first (T, B, 3H), x U + b of the first layer, and the layers' W, U, b, s0."""
+    """(last (L, B, H), (s, zr, h) as `GRUStack` keeps them) from first (T, B, 3H), x U + b of the first layer, and all layers' W, U, b
+    and s0."""
     (L, B, H), T = s0.shape, len(first)
     real, half = [(T + L - 1, L, B, H), (L, B, H), (T + L - 1, L, B, 2 * H), (T + L - 1, L, B, H)], [(L, T, B, H)] * 2
     s, last, zr, h, *_, count = _call(FORWARD, real, half, first, W, U, b, s0, s0.astype(jnp.bfloat16))
@@ -56,8 +57,8 @@ def forward(first, W, U, b, s0):
 
 
 def backward(W, U, s, zr, h, dtop):
-    """(ds0 (L, B, H), (dzr (L, T, B, 2H), dh (L, T, B, H)) before the nonlinearities, 0 or where a wait was given up NaN) from W and U, what is
-    kept, and dtop (T, B, H)."""
+    """(ds0 (L, B, H), (dzr (L, T, B, 2H), dh (L, T, B, H)) before the nonlinearities, 0 or where a wait was given up NaN) from W and U,
+    what is kept, and dtop (T, B, H)."""
     (L, B, H), T = s.shape[1:], len(dtop)
     ds0, *dG, count = _call(BACKWARD, [(L, B, H)], [(L, T, B, 2 * H), (L, T, B, H)], W, U, s, zr, h, dtop)
     return ds0, dG, jnp.where(count[0], jnp.float32(jnp.nan), 0)
@@ -65,8 +66,9 @@ def backward(W, U, s, zr, h, dtop):
 
 def _call(name, real, half, *inputs):
     """The results of a kernel: float32 of the shapes `real`, bfloat16 of the shapes `half`, and its counters."""
-    L, B, _ = real[1] if len(real) > 1 else real[0]
-    results = [(shape, jnp.float32) for shape in real] + [(shape, jnp.bfloat16) for shape in half] + [((64 * (1 + L * -(-B // 16)),), jnp.uint32)]
+    L, _, B, _ = half[0]
+    results = [(shape, jnp.float32) for shape in real] + [(shape, jnp.bfloat16) for shape in half]
+    results.append(((64 * (1 + L * -(-B // 16)),), jnp.uint32))         # as `launch` clears them
     return jax.ffi.ffi_call(name, [jax.ShapeDtypeStruct(*each) for each in results])(*inputs)
 
 

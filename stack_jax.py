@@ -93,8 +93,8 @@ def grustackgrad(op, **kwargs):
 
 
 def _backward(between, operand, W, U, s, zr, h, dtop, dS):
-    """(ds0 (L, B, H), (dzr (T + L - 1, L, B, 2H), dh (T + L - 1, L, B, H)) before the nonlinearities) from the layers' W and U, what is kept,
-    dtop (T, B, H), the gradient of the last layer's states, and a list of others of all layers', or an empty one."""
+    """(ds0 (L, B, H), (dzr (T + L - 1, L, B, 2H), dh (T + L - 1, L, B, H)) before the nonlinearities) from the layers' W and U, what is
+    kept, dtop (T, B, H), the gradient of the last layer's states, and a list of others of all layers', or an empty one."""
     T, (L, _, H) = len(dtop), s.shape[1:]
     WU = jnp.concatenate([W, U], axis=1)
     WUzr, WUh = operand(WU[:, :, :2 * H]), operand(WU[:, :, 2 * H:])

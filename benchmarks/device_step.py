@@ -1,7 +1,7 @@
 """Time of a whole training step on a device of JAX's, by precision and by the way in which the layers are computed, side by side.
 
-    python benchmarks/device_step.py [--device jax] [--settings 3x512xB64xT100 ...] [--ways 'bfloat16 kernel' ...] [--vocab 65] [--repeats 7]
-                                     [--tiny]
+    python benchmarks/device_step.py [--device jax] [--settings 3x512xB64xT100 ...] [--ways 'bfloat16 kernel' ...] [--vocab 65]
+                                     [--repeats 7] [--tiny]
 
 The ways: `float32`, `tf32` or `bfloat16`, then `chain` (a loop for each layer), `waves` (one for all, `stack_jax`) or `kernel` (one launch,
 `stack_cuda`; on an NVIDIA GPU in bfloat16, of sizes that fit it). Each takes some steps in turn, its loss fetched at each, so that all meet
@@ -114,8 +114,8 @@ def compare(setting, vocab, ways, device, repeats):
     for way in made:
         ms = [seconds * 1e3 for seconds in way.times]
         wrong = '' if way.error < (3e-2 if way.precision == 'bfloat16' else 1e-3) else ' WRONG'
-        print(f'  {way.name:18}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f}), error {way.error:.1e} of {way.worst}{wrong}, '
-              f'compiled in {way.compiled:.1f} s', flush=True)
+        print(f'  {way.name:18}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f}), '
+              f'error {way.error:.1e} of {way.worst}{wrong}, compiled in {way.compiled:.1f} s', flush=True)
 
 
 def main():

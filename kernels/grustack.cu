@@ -2,9 +2,9 @@
 //
 // A block owns N columns of one layer's state for R batch rows and keeps in shared memory, as bfloat16, all weights that its products
 // need: 6 H N of them. Blocks hand each other the states (gradients) of a step through memory and count who has written; a block waits
-// until all C = H / N blocks of its layer and rows have, so each waits for the slowest of C and for nobody else. Layer l does step t as
-// soon as the layer below has, which makes T + L - 1 waves of two such exchanges. All blocks have to be on the card at once, which a
-// cooperative launch sees to; a wait that lasts two seconds is given up, and so said in count[0].
+// until all C = H / N blocks of its layer and rows have, so each waits for the slowest of C and for nobody else. All layers work at once,
+// each two steps behind the one below, which makes T + 2 (L - 1) waves of two such exchanges. All blocks have to be on the card at once,
+// which a cooperative launch sees to; a wait that lasts two seconds is given up, and so said in count[0].
 //
 // Products are mma instructions of 16 x 8 x 16 (bfloat16, sums float32; compute capability 8.0). A warp sums over its share of k, a slice;
 // the slices are added up in shared memory.
@@ -236,19 +236,26 @@ KERNEL(Q::THREADS) void forward(Stack a) {
         s[i] = a.s0[(long(l) * B + b) * H + j], xz[i] = bias[0], xr[i] = bias[H], xh[i] = bias[2 * H];
         for (int t = -l; t <= 0; t++) a.s[(at.wave(t) + b) * H + j] = s[i];
     });
-    float ofzr[2 * N / 8][4] = {}, ofh[N / 8][4] = {};
     syncblock();
-    for (int t = 0; t < a.T; t++) {
-        if (l) {
-            await(below, C * (t + 1), a.count, dead);
-            const bf16* X = a.S + at.step(l - 1, t) * H;
-            product<2 * N / 8, 3 * N / 8>(ofzr, at, X, H, H, U);
-            product<N / 8, 3 * N / 8>(ofh, at, X, H, H, U, 2 * N / 8);
-        } else
+    // What the layer reads at step t, for z and r, then for h. The next step's is multiplied while others are waited for, so that a layer
+    // follows the one below by two steps.
+    float ofzr[2 * N / 8][4] = {}, ofh[N / 8][4] = {};
+    auto readzr = [&](int t) {
+        if (!l || t == a.T) return;
+        await(below, C * (t + 1), a.count, dead);
+        product<2 * N / 8, 3 * N / 8>(ofzr, at, a.S + at.step(l - 1, t) * H, H, H, U);
+    };
+    auto readh = [&](int t) {
+        if (t == a.T) return;
+        if (l) product<N / 8, 3 * N / 8>(ofh, at, a.S + at.step(l - 1, t) * H, H, H, U, 2 * N / 8);
+        else
             at.each([&](int i, int, int, int b, int j) {
                 const float* x = a.first + (long(t) * B + b) * 3 * H + j;
                 xz[i] = x[0], xr[i] = x[H], xh[i] = x[2 * H];
             });
+    };
+    readzr(0), readh(0);
+    for (int t = 0; t < a.T; t++) {
         if (t) await(sdone, C * t, a.count, dead);
         product<2 * N / 8, 2 * N / 8>(ofzr, at, t ? a.S + at.step(l, t - 1) * H : a.s0b + long(l) * B * H, H, H, Wzr);
         leave<2 * N>(ofzr, sums, at);
@@ -259,10 +266,11 @@ KERNEL(Q::THREADS) void forward(Stack a) {
         });
         syncblock();
         if (thread() == 0) arrive(rsdone);
-        at.each([&](int i, int row, int, int b, int j) {  // what nobody waits for, while others arrive
+        at.each([&](int i, int row, int, int b, int j) {
             float* kept = a.zr + (at.wave(t) + b) * 2 * H + j;
             if (at.has(row)) kept[0] = z[i], kept[H] = r[i];
         });
+        readzr(t + 1);
         await(rsdone, C * (t + 1), a.count, dead);
         product<N / 8, N / 8>(ofh, at, a.rs + at.step(l, t) * H, H, H, Wh);
         leave<N>(ofh, sums, at);
@@ -278,6 +286,7 @@ KERNEL(Q::THREADS) void forward(Stack a) {
             a.h[(at.wave(t) + b) * H + j] = h[i];
             if (t < a.T - 1) a.s[(at.wave(t + 1) + b) * H + j] = s[i];
         });
+        readh(t + 1);
     }
     at.each([&](int i, int, int, int b, int j) {
         a.last[(long(l) * B + b) * H + j] = s[i];
@@ -300,34 +309,42 @@ KERNEL(Q::THREADS) void backward(Stack a) {
     pack<N, Q::THREADS>(Wzr, W0, 2 * H, N, 1, 3 * H, 0);
     pack<N, Q::THREADS>(Wh, W0 + 2 * H, H, N, 1, 3 * H, 0);
     if (!top) pack<N, Q::THREADS>(U, U0, 3 * H, N, 1, 3 * H, 0);
-    float carry[Q::EACH] = {}, acc[N / 8][4] = {};
     syncblock();
-    for (int t = a.T - 1; t >= 0; t--) {
-        const unsigned turn = C * (a.T - t);
-        const bf16 *dzr = a.dzr + at.step(l, t) * 2 * H, *dh = a.dh + at.step(l, t) * H;
-        float z[Q::EACH], r[Q::EACH], h[Q::EACH], s[Q::EACH], ds[Q::EACH];
+    // Of step t: its gates and states, and the gradient from the layer above. The step before's are fetched and multiplied while others are
+    // waited for, so that a layer follows the one above by two steps.
+    float z[Q::EACH], r[Q::EACH], h[Q::EACH], s[Q::EACH], ds[Q::EACH], carry[Q::EACH] = {};
+    float ofds[N / 8][4] = {}, ofdrs[N / 8][4] = {};
+    auto fetch = [&](int t) {
+        if (t < 0) return;
         at.each([&](int i, int, int, int b, int j) {
             const long row = at.wave(t) + b;
             z[i] = a.zr[row * 2 * H + j], r[i] = a.zr[row * 2 * H + H + j], h[i] = a.h[row * H + j], s[i] = a.s[row * H + j];
-            ds[i] = carry[i] + (top ? a.dtop[(long(t) * B + b) * H + j] : 0);
+            ds[i] = top ? a.dtop[(long(t) * B + b) * H + j] : 0;
         });
-        if (!top) {
-            await(above, turn, a.count, dead);
-            product<N / 8, N / 8>(acc, at, a.dzr + at.step(l + 1, t) * 2 * H, 2 * H, 2 * H, U);
-            product<N / 8, N / 8>(acc, at, a.dh + at.step(l + 1, t) * H, H, H, U + 2 * H * N);
-        }
-        leave<N>(acc, sums, at);
+    };
+    auto fromabove = [&](int t) {
+        if (top || t < 0) return;
+        await(above, C * (a.T - t), a.count, dead);
+        product<N / 8, N / 8>(ofds, at, a.dzr + at.step(l + 1, t) * 2 * H, 2 * H, 2 * H, U);
+        product<N / 8, N / 8>(ofds, at, a.dh + at.step(l + 1, t) * H, H, H, U + 2 * H * N);
+    };
+    fetch(a.T - 1), fromabove(a.T - 1);
+    for (int t = a.T - 1; t >= 0; t--) {
+        const unsigned turn = C * (a.T - t);
+        const bf16 *dzr = a.dzr + at.step(l, t) * 2 * H, *dh = a.dh + at.step(l, t) * H;
+        leave<N>(ofds, sums, at);
         at.each([&](int i, int row, int n, int b, int j) {
-            ds[i] += total<N, Q>(sums, row, n);
+            ds[i] += carry[i] + total<N, Q>(sums, row, n);
             if (!at.has(row)) return;
             a.dh[(at.step(l, t) + b) * H + j] = rounded(ds[i] * (1 - z[i]) * (1 - h[i] * h[i]));
             a.dzr[(at.step(l, t) + b) * 2 * H + j] = rounded(slope(z[i]) * ds[i] * (s[i] - h[i]));
         });
         syncblock();
         if (thread() == 0) arrive(dhdone);
+        fromabove(t - 1);
         await(dhdone, turn, a.count, dead);
-        product<N / 8, N / 8>(acc, at, dh, H, H, Wh);
-        leave<N>(acc, sums, at);
+        product<N / 8, N / 8>(ofdrs, at, dh, H, H, Wh);
+        leave<N>(ofdrs, sums, at);
         at.each([&](int i, int row, int n, int b, int j) {
             const float drs = total<N, Q>(sums, row, n);
             carry[i] = ds[i] * z[i] + drs * r[i];
@@ -335,11 +352,12 @@ KERNEL(Q::THREADS) void backward(Stack a) {
         });
         syncblock();
         if (thread() == 0) arrive(dzrdone);
-        product<N / 8, N / 8>(acc, at, dzr, 2 * H, H, Wzr);  // that of z is there since dhdone
+        fetch(t - 1);
+        product<N / 8, N / 8>(ofds, at, dzr, 2 * H, H, Wzr);  // that of z is there since dhdone
         await(dzrdone, turn, a.count, dead);
-        product<N / 8, N / 8>(acc, at, dzr + H, 2 * H, H, Wzr + H * N);
+        product<N / 8, N / 8>(ofds, at, dzr + H, 2 * H, H, Wzr + H * N);
     }
-    leave<N>(acc, sums, at);
+    leave<N>(ofds, sums, at);
     at.each([&](int i, int row, int n, int b, int j) { a.ds0[(long(l) * B + b) * H + j] = carry[i] + total<N, Q>(sums, row, n); });
 }
 

@@ -1,6 +1,6 @@
 // The GPU's kernel of kernels/grustack.cu on threads of the processor, one std::thread for each of a GPU's, as functions that XLA calls.
 //
-//     g++ -std=c++20 -O1 -shared -fPIC -pthread -w -I $(python -c 'import jax; print(jax.ffi.include_dir())') tests/grustack.cpp -o grustack.so
+//     g++ -std=c++20 -O1 -shared -fPIC -pthread -w -I "$(python -c 'import jax; print(jax.ffi.include_dir())')" tests/grustack.cpp
 #define EMULATED
 
 #include <atomic>
