@@ -1,0 +1,142 @@
+"""Time of a whole training step on a device of JAX's, by precision and by the way in which the layers are computed, side by side.
+
+    python benchmarks/device_step.py [--device jax] [--settings 3x512xB64xT100 ...] [--ways 'bfloat16 kernel' ...] [--vocab 65]
+                                     [--repeats 7] [--tiny]
+
+The ways: `float32`, `tf32` or `bfloat16`, then `chain` (a loop for each layer), `waves` (one for all, `stack_jax`) or `kernel` (one launch,
+`stack_cuda`; on an NVIDIA GPU in bfloat16, of sizes that fit it). Each takes some steps in turn, its loss fetched at each, so that all meet
+the same noise; medians. Before that, each has to make the first step that the processor makes in float32: "error" is the greatest
+difference between their gradients of a parameter, as a share of its norm, and counts as WRONG from 1e-3 on, with bfloat16 from 3e-2.
+--tiny: small sizes, to try the script.
+"""
+
+import argparse
+import contextlib
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+SETTINGS = ['3x512xB64xT100', '2x128xB50xT50', '3x1024xB128xT128', '3x512xB128xT50', '3x256xB16xT100']
+TINY = ['2x32xB18xT6', '1x32xB4xT3']
+WAYS = ['tf32 waves', 'bfloat16 waves', 'bfloat16 kernel']
+RATE = 1e3          # so large that a parameter's change tells its gradient's digits
+
+
+class Way:
+    """A network on a device, trained in one way."""
+
+    def __init__(self, name, device, setting, vocab):
+        import numpy as np
+
+        import layers
+        from hyperparams import HyperParams
+        L, H, B, T = setting
+        self.name, self.precision = name, name.split()[0]
+        self.hyper = HyperParams(optimizer='sgd', momentum=0.0, clip=1e9, layers=L, state_size=H,
+                                 precision='bfloat16' if self.precision == 'bfloat16' else 'float32')
+        self.model = layers.GRUEncode(vocab, L, H, 1, self.hyper)
+        self.model.place(device)
+        rng = np.random.default_rng(0)
+        self.model.set_state(rng.uniform(-0.5, 0.5, (L, B, H)).astype(np.float32))
+        self.x = rng.integers(0, vocab, (T, B)).astype('int32')
+        self.y = (3 * self.x + 1) % vocab
+        self.times = []
+
+    def step(self, learnrate=1e-3):
+        """The loss of a training step. What is compiled at the first one is so in this way."""
+        import jax
+        tf32 = jax.default_matmul_precision('tensorfloat32') if self.precision == 'tf32' else contextlib.nullcontext()
+        with tf32, self._only():
+            return self.model.trainstep(self.x, self.y, self.hyper, learnrate)[0]
+
+    @contextlib.contextmanager
+    def _only(self):
+        """Within it, layers are computed in this way."""
+        import device
+        import stack_cuda
+        usable, inwaves = stack_cuda.usable, device.Accelerator.inwaves
+
+        if not self.name.endswith('kernel'):
+            stack_cuda.usable = lambda *sizes: False
+        device.Accelerator.inwaves = not self.name.endswith('chain')
+        try:
+            yield
+        finally:
+            stack_cuda.usable, device.Accelerator.inwaves = usable, inwaves
+
+    def gradients(self):
+        """A dict of name -> gradient of the first step, from the change that it makes; the parameters are as before then."""
+        before = self.model.get_params()
+        self.step(RATE)
+        after = self.model.get_params()
+        self.model.set_params(before)
+        return {name: (before[name].astype('float64') - after[name]) / RATE for name in before}
+
+    def measure(self, steps):
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self.times.append((time.perf_counter() - start) / steps)
+
+
+def compare(setting, vocab, ways, device, repeats):
+    """Measure a setting, and print a line for each way."""
+    import numpy as np
+
+    import stack_cuda
+    from device import CPU
+    L, H, B, T = setting
+    reference = Way('float32 cpu', CPU, setting, vocab).gradients()
+    made = []
+    for name in ways:
+        if name.endswith('kernel') and not stack_cuda.usable(device.jaxdevice, L, B, H):
+            print(f'  {name:18} not for these sizes here', flush=True)
+            continue
+        way, start = Way(name, device, setting, vocab), time.perf_counter()
+        try:
+            gradients = way.gradients()
+        except Exception as error:              # the others may do
+            print(f'  {name:18} FAILED: {" ".join(str(error).split())[:200]}', flush=True)
+            continue
+        way.compiled = time.perf_counter() - start
+        way.error, way.worst = max((np.linalg.norm(gradients[key] - g) / np.linalg.norm(g), key) for key, g in reference.items())
+        for _ in range(3):
+            way.step()
+        way.measure(2)
+        way.steps = max(2, min(100, round(0.15 / way.times.pop())))
+        made.append(way)
+    for _ in range(repeats):
+        for way in made:
+            way.measure(way.steps)
+    for way in made:
+        ms = [seconds * 1e3 for seconds in way.times]
+        wrong = '' if way.error < (3e-2 if way.precision == 'bfloat16' else 1e-3) else ' WRONG'
+        print(f'  {way.name:18}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f}), '
+              f'error {way.error:.1e} of {way.worst}{wrong}, compiled in {way.compiled:.1f} s', flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='jax')
+    parser.add_argument('--settings', nargs='+', metavar='LxHxBxT')
+    parser.add_argument('--ways', nargs='+', default=WAYS)
+    parser.add_argument('--vocab', type=int, default=65)
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--tiny', action='store_true')
+    args = parser.parse_args()
+    import device
+    where = device.chosen(args.device, device.CPU)
+    print(f'{where.describe()}, V {args.vocab}')
+    start = time.perf_counter()
+    for text in args.settings or (TINY if args.tiny else SETTINGS):
+        L, H, B, T = (int(number) for number in re.findall(r'\d+', text))
+        print(f'{L} x {H}, B {B}, T {T}', flush=True)
+        compare((L, H, B, T), args.vocab, args.ways, where, args.repeats)
+    print(f'{time.perf_counter() - start:.0f} s in all')
+
+
+if __name__ == '__main__':
+    main()
