@@ -1,12 +1,14 @@
 """Time of a whole training step on a device of JAX's, by precision and by the way in which the layers are computed, side by side.
 
     python benchmarks/device_step.py [--device jax] [--settings 3x512xB64xT100 ...] [--ways 'bfloat16 kernel' ...] [--vocab 65]
-                                     [--repeats 7] [--tiny]
+                                     [--repeats 7] [--peer] [--tiny]
 
 The ways: `float32`, `tf32` or `bfloat16`, then `chain` (a loop for each layer), `waves` (one for all, `stack_jax`) or `kernel` (one launch,
-`stack_cuda`; on an NVIDIA GPU in bfloat16, of sizes that fit it). Each takes some steps in turn, its loss fetched at each, so that all meet
-the same noise; medians. Before that, each has to make the first step that the processor makes in float32: "error" is the greatest
-difference between their gradients of a parameter, as a share of its norm, and counts as WRONG from 1e-3 on, with bfloat16 from 3e-2.
+`stack_cuda`; on an NVIDIA GPU in bfloat16, of sizes that fit it). Each takes some steps in turn, so that all meet the same noise; medians.
+Every loss is fetched, behind the next step's start, as `train.Accounts` does. Before that, each has to make the first step that the
+processor makes in float32: "error" is the greatest difference between their gradients of a parameter, as a share of its norm, and counts
+as WRONG from 1e-3 on, with bfloat16 from 3e-2.
+--peer: the same step by PyTorch's nn.GRU (cuDNN's, in tf32 and bfloat16), as people write it and captured in a CUDA graph.
 --tiny: small sizes, to try the script.
 """
 
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 SETTINGS = ['3x512xB64xT100', '2x128xB50xT50', '3x1024xB128xT128', '3x512xB128xT50', '3x256xB16xT100']
 TINY = ['2x32xB18xT6', '1x32xB4xT3']
 WAYS = ['tf32 waves', 'bfloat16 waves', 'bfloat16 kernel']
+PEERS = ['pytorch tf32', 'pytorch bfloat16', 'pytorch graph tf32', 'pytorch graph bfloat16']
 RATE = 1e3          # so large that a parameter's change tells its gradient's digits
 
 
@@ -76,13 +79,67 @@ class Way:
         return {name: (before[name].astype('float64') - after[name]) / RATE for name in before}
 
     def measure(self, steps):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), 0.0
         for _ in range(steps):
-            self.step()
+            loss = self.step()
+            float(before)
+            before = loss
+        float(before)
         self.times.append((time.perf_counter() - start) / steps)
 
 
-def compare(setting, vocab, ways, device, repeats):
+class Peer(Way):
+    """The same step by PyTorch: embedding, tanh, nn.GRU, output, loss, backward, clip by value, RMSprop."""
+
+    def __init__(self, name, setting, vocab):
+        import numpy as np
+        import torch
+        from torch import nn
+        from torch.nn import functional as F
+        L, H, B, T = setting
+        self.name, self.times, self.step = name, [], None
+        card, isgraph, bfloat16 = 'cuda' if torch.cuda.is_available() else 'cpu', 'graph' in name, 'bfloat16' in name
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        torch.manual_seed(1)
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, vocab, (T, B))
+        x, y = (torch.from_numpy(a).to(card) for a in (x, (3 * x + 1) % vocab))
+        embedding, gru, output = nn.Embedding(vocab, H).to(card), nn.GRU(H, H, L).to(card), nn.Linear(H, vocab).to(card)
+        params, state = [p for m in (embedding, gru, output) for p in m.parameters()], torch.zeros(L, B, H, device=card)
+        optimizer = torch.optim.RMSprop(params, lr=1e-3, alpha=0.95, eps=1e-3, foreach=True, capturable=isgraph)
+
+        def step():
+            nonlocal state
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(card, torch.bfloat16, enabled=bfloat16):
+                S, last = gru(torch.tanh(embedding(x)), state)
+                loss = F.cross_entropy(output(S).flatten(0, 1).float(), y.flatten())
+            loss.backward()
+            nn.utils.clip_grad_value_(params, 5, foreach=True)
+            optimizer.step()
+            if isgraph:
+                state.copy_(last.detach())
+            else:
+                state = last.detach().float()
+            return loss.detach()
+        if isgraph:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for _ in range(4):
+                    step()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            optimizer.zero_grad(set_to_none=True)
+            with torch.cuda.graph(graph):
+                told = step()
+
+            def step():
+                graph.replay()
+                return told.clone()
+        self.step = step
+
+
+def compare(setting, vocab, ways, device, repeats, peers=()):
     """Measure a setting, and print a line for each way."""
     import numpy as np
 
@@ -93,28 +150,37 @@ def compare(setting, vocab, ways, device, repeats):
     made = []
     for name in ways:
         if name.endswith('kernel') and not stack_cuda.usable(device.jaxdevice, L, B, H):
-            print(f'  {name:18} not for these sizes here', flush=True)
+            print(f'  {name:22} not for these sizes here', flush=True)
             continue
         way, start = Way(name, device, setting, vocab), time.perf_counter()
         try:
             gradients = way.gradients()
         except Exception as error:              # the others may do
-            print(f'  {name:18} FAILED: {" ".join(str(error).split())[:200]}', flush=True)
+            print(f'  {name:22} FAILED: {" ".join(str(error).split())[:200]}', flush=True)
             continue
         way.compiled = time.perf_counter() - start
         way.error, way.worst = max((np.linalg.norm(gradients[key] - g) / np.linalg.norm(g), key) for key, g in reference.items())
+        made.append(way)
+    for name in peers:
+        try:
+            made.append(Peer(name, setting, vocab))
+        except (ImportError, RuntimeError) as error:
+            print(f'  {name:22} FAILED: {" ".join(str(error).split())[:200]}', flush=True)
+    for way in made:
         for _ in range(3):
             way.step()
         way.measure(2)
         way.steps = max(2, min(100, round(0.15 / way.times.pop())))
-        made.append(way)
     for _ in range(repeats):
         for way in made:
             way.measure(way.steps)
     for way in made:
         ms = [seconds * 1e3 for seconds in way.times]
+        if isinstance(way, Peer):
+            print(f'  {way.name:22}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f})', flush=True)
+            continue
         wrong = '' if way.error < (3e-2 if way.precision == 'bfloat16' else 1e-3) else ' WRONG'
-        print(f'  {way.name:18}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f}), '
+        print(f'  {way.name:22}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f}), '
               f'error {way.error:.1e} of {way.worst}{wrong}, compiled in {way.compiled:.1f} s', flush=True)
 
 
@@ -125,6 +191,7 @@ def main():
     parser.add_argument('--ways', nargs='+', default=WAYS)
     parser.add_argument('--vocab', type=int, default=65)
     parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--peer', action='store_true')
     parser.add_argument('--tiny', action='store_true')
     args = parser.parse_args()
     import device
@@ -134,7 +201,7 @@ def main():
     for text in args.settings or (TINY if args.tiny else SETTINGS):
         L, H, B, T = (int(number) for number in re.findall(r'\d+', text))
         print(f'{L} x {H}, B {B}, T {T}', flush=True)
-        compare((L, H, B, T), args.vocab, args.ways, where, args.repeats)
+        compare((L, H, B, T), args.vocab, args.ways, where, args.repeats, PEERS if args.peer else ())
     print(f'{time.perf_counter() - start:.0f} s in all')
 
 
