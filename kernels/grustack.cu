@@ -231,9 +231,10 @@ KERNEL(Q::THREADS) void forward(Stack a) {
     pack<N, Q::THREADS>(Wh, W0 + 2 * H, H, N, 3 * H, 1, H);
     if (l) pack<N, Q::THREADS>(U, U0, H, 3 * N, 3 * H, 1, H);
     float s[Q::EACH], z[Q::EACH], r[Q::EACH], h[Q::EACH], xz[Q::EACH], xr[Q::EACH], xh[Q::EACH];
-    at.each([&](int i, int, int, int b, int j) {
+    at.each([&](int i, int row, int, int b, int j) {
         const float* bias = a.b + l * 3 * H + j;
         s[i] = a.s0[(long(l) * B + b) * H + j], xz[i] = bias[0], xr[i] = bias[H], xh[i] = bias[2 * H];
+        if (!at.has(row)) return;
         for (int t = -l; t <= 0; t++) a.s[(at.wave(t) + b) * H + j] = s[i];
     });
     syncblock();
@@ -288,7 +289,8 @@ KERNEL(Q::THREADS) void forward(Stack a) {
         });
         readh(t + 1);
     }
-    at.each([&](int i, int, int, int b, int j) {
+    at.each([&](int i, int row, int, int b, int j) {
+        if (!at.has(row)) return;
         a.last[(long(l) * B + b) * H + j] = s[i];
         for (int t = a.T; t + l < a.T + a.L - 1; t++) a.s[(at.wave(t) + b) * H + j] = s[i];
     });
@@ -358,7 +360,9 @@ KERNEL(Q::THREADS) void backward(Stack a) {
         product<N / 8, N / 8>(ofds, at, dzr + H, 2 * H, H, Wzr + H * N);
     }
     leave<N>(ofds, sums, at);
-    at.each([&](int i, int row, int n, int b, int j) { a.ds0[(long(l) * B + b) * H + j] = carry[i] + total<N, Q>(sums, row, n); });
+    at.each([&](int i, int row, int n, int b, int j) {
+        if (at.has(row)) a.ds0[(long(l) * B + b) * H + j] = carry[i] + total<N, Q>(sums, row, n);
+    });
 }
 
 template <class Q>

@@ -93,10 +93,12 @@ const char* start(void (*kernel)(Arguments), Arguments a, int blocks, int thread
     memset(a.count, 0, counters);
     std::vector<std::unique_ptr<Block>> all;
     std::vector<std::thread> running;
+    std::barrier<> begun(blocks * threads);  // all at once, as on a card
     for (int i = 0; i < blocks; i++) all.push_back(std::make_unique<Block>(threads, bytes));
     for (int i = 0; i < blocks * threads; i++)
         running.emplace_back([&, i] {
             here = all[i / threads].get(), block_ = i / threads, thread_ = i % threads;
+            begun.arrive_and_wait();
             kernel(a);
         });
     for (auto& one : running) one.join();
