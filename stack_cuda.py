@@ -3,7 +3,7 @@
 In bfloat16, with nothing between layers, and of sizes that fit the card: a block of it keeps the weights of some units in shared memory,
 and all blocks have to be there at once. Before it is used for a size, it has to give what the Ops' `perform` gives for some steps of
 that. For everything else, and where there is no nvcc or anything goes wrong, the answer is no, one line says why, and XLA's own loop of
-`stack_jax` computes the same. `RN_GRU_KERNELS=numpy` in the environment leaves it out.
+`stack_jax` computes the same. It is asked for by `RN_GRU_GPU_KERNEL=1` in the environment.
 
 A wait between blocks that lasts for seconds is given up; then the results are NaN.
 """
@@ -25,7 +25,6 @@ import numpy as np
 
 import compiler
 import engine
-import native
 import report
 from errors import reason
 from rounding import bfloat16
@@ -33,13 +32,14 @@ from stack import GRUStack, GRUStackGrad
 
 SOURCE = compiler.SOURCES / 'grustack.cu'
 FORWARD, BACKWARD = 'rngru_grustack_forward', 'rngru_grustack_backward'
+SWITCH = 'RN_GRU_GPU_KERNEL'
 STEPS = 3               # of the trial
 
 
 def usable(device, L, B, H):
     """Whether a stack of L layers of H units over B rows runs in one launch on a device of JAX's."""
     capability = getattr(device, 'compute_capability', '')
-    if native.checkkernels() == 'numpy' or not capability.replace('.', '').isdecimal() or float(capability) < 8:
+    if os.environ.get(SWITCH) != '1' or not capability.replace('.', '').isdecimal() or float(capability) < 8:
         return False
     kernels = library(capability)
     if kernels is None or not kernels.rngru_grustack_fits(device.local_hardware_id, L, B, H):

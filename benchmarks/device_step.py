@@ -8,14 +8,17 @@ The ways: `float32`, `tf32` or `bfloat16`, then `chain` (a loop for each layer),
 Every loss is fetched, behind the next step's start, as `train.Accounts` does. Before that, each has to make the first step that the
 processor makes in float32: "error" is the greatest difference between their gradients of a parameter, as a share of its norm, and counts
 as WRONG from 1e-3 on, with bfloat16 from 3e-2.
---peer: the same step by PyTorch's nn.GRU (cuDNN's, in tf32 and bfloat16), as people write it and captured in a CUDA graph.
+--peer: the same step by PyTorch's nn.GRU (cuDNN's, in tf32 and bfloat16), as people write it and captured in a CUDA graph, each in a process
+of its own behind ours.
 --tiny: small sizes, to try the script.
 """
 
 import argparse
 import contextlib
+import os
 import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -60,15 +63,13 @@ class Way:
         """Within it, layers are computed in this way."""
         import device
         import stack_cuda
-        usable, inwaves = stack_cuda.usable, device.Accelerator.inwaves
-
-        if not self.name.endswith('kernel'):
-            stack_cuda.usable = lambda *sizes: False
+        inwaves = device.Accelerator.inwaves
+        os.environ[stack_cuda.SWITCH] = str(int(self.name.endswith('kernel')))
         device.Accelerator.inwaves = not self.name.endswith('chain')
         try:
             yield
         finally:
-            stack_cuda.usable, device.Accelerator.inwaves = usable, inwaves
+            device.Accelerator.inwaves = inwaves
 
     def gradients(self):
         """A dict of name -> gradient of the first step, from the change that it makes; the parameters are as before then."""
@@ -88,58 +89,71 @@ class Way:
         self.times.append((time.perf_counter() - start) / steps)
 
 
-class Peer(Way):
-    """The same step by PyTorch: embedding, tanh, nn.GRU, output, loss, backward, clip by value, RMSprop."""
+def peer(name, setting, vocab, repeats):
+    """Print a line on the same step by PyTorch: embedding, tanh, nn.GRU, output, loss, backward, clip by value, RMSprop."""
+    import numpy as np
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+    L, H, B, T = setting
+    card, isgraph, bfloat16 = 'cuda' if torch.cuda.is_available() else 'cpu', 'graph' in name, 'bfloat16' in name
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    torch.manual_seed(1)
+    x = np.random.default_rng(0).integers(0, vocab, (T, B))
+    x, y = (torch.from_numpy(a).to(card) for a in (x, (3 * x + 1) % vocab))
+    embedding, gru, output = nn.Embedding(vocab, H).to(card), nn.GRU(H, H, L).to(card), nn.Linear(H, vocab).to(card)
+    params, state = [p for m in (embedding, gru, output) for p in m.parameters()], torch.zeros(L, B, H, device=card)
+    optimizer = torch.optim.RMSprop(params, lr=1e-3, alpha=0.95, eps=1e-3, foreach=True, **{'capturable': True} if isgraph else {})
 
-    def __init__(self, name, setting, vocab):
-        import numpy as np
-        import torch
-        from torch import nn
-        from torch.nn import functional as F
-        L, H, B, T = setting
-        self.name, self.times, self.step = name, [], None
-        card, isgraph, bfloat16 = 'cuda' if torch.cuda.is_available() else 'cpu', 'graph' in name, 'bfloat16' in name
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        torch.manual_seed(1)
-        rng = np.random.default_rng(0)
-        x = rng.integers(0, vocab, (T, B))
-        x, y = (torch.from_numpy(a).to(card) for a in (x, (3 * x + 1) % vocab))
-        embedding, gru, output = nn.Embedding(vocab, H).to(card), nn.GRU(H, H, L).to(card), nn.Linear(H, vocab).to(card)
-        params, state = [p for m in (embedding, gru, output) for p in m.parameters()], torch.zeros(L, B, H, device=card)
-        optimizer = torch.optim.RMSprop(params, lr=1e-3, alpha=0.95, eps=1e-3, foreach=True, capturable=isgraph)
+    def step():
+        nonlocal state
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(card, torch.bfloat16, enabled=bfloat16):
+            S, last = gru(torch.tanh(embedding(x)), state)
+            loss = F.cross_entropy(output(S).flatten(0, 1).float(), y.flatten())
+        loss.backward()
+        nn.utils.clip_grad_value_(params, 5, foreach=True)
+        optimizer.step()
+        if isgraph:
+            state.copy_(last.detach())
+        else:
+            state = last.detach().float()
+        return loss.detach()
+    if isgraph:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(4):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            told = step()
 
         def step():
-            nonlocal state
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(card, torch.bfloat16, enabled=bfloat16):
-                S, last = gru(torch.tanh(embedding(x)), state)
-                loss = F.cross_entropy(output(S).flatten(0, 1).float(), y.flatten())
-            loss.backward()
-            nn.utils.clip_grad_value_(params, 5, foreach=True)
-            optimizer.step()
-            if isgraph:
-                state.copy_(last.detach())
-            else:
-                state = last.detach().float()
-            return loss.detach()
-        if isgraph:
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):
-                for _ in range(4):
-                    step()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            optimizer.zero_grad(set_to_none=True)
-            with torch.cuda.graph(graph):
-                told = step()
-
-            def step():
-                graph.replay()
-                return told.clone()
-        self.step = step
+            graph.replay()
+            return told
+    for _ in range(3):
+        float(step())
+    times = [0.0] * repeats
+    start = time.perf_counter()
+    float(step())
+    steps = max(2, min(100, round(0.15 / (time.perf_counter() - start))))
+    for i in range(repeats):
+        start = time.perf_counter()
+        for _ in range(steps):
+            float(step())
+        times[i] = (time.perf_counter() - start) / steps
+    say(name, times)
 
 
-def compare(setting, vocab, ways, device, repeats, peers=()):
+def say(name, times, *more):
+    ms = [seconds * 1e3 for seconds in times]
+    print(f'  {name:22}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f})', *more, sep=', ', flush=True)
+
+
+def compare(setting, vocab, ways, device, repeats):
     """Measure a setting, and print a line for each way."""
     import numpy as np
 
@@ -149,6 +163,7 @@ def compare(setting, vocab, ways, device, repeats, peers=()):
     reference = Way('float32 cpu', CPU, setting, vocab).gradients()
     made = []
     for name in ways:
+        os.environ[stack_cuda.SWITCH] = '1'
         if name.endswith('kernel') and not stack_cuda.usable(device.jaxdevice, L, B, H):
             print(f'  {name:22} not for these sizes here', flush=True)
             continue
@@ -161,11 +176,6 @@ def compare(setting, vocab, ways, device, repeats, peers=()):
         way.compiled = time.perf_counter() - start
         way.error, way.worst = max((np.linalg.norm(gradients[key] - g) / np.linalg.norm(g), key) for key, g in reference.items())
         made.append(way)
-    for name in peers:
-        try:
-            made.append(Peer(name, setting, vocab))
-        except (ImportError, RuntimeError) as error:
-            print(f'  {name:22} FAILED: {" ".join(str(error).split())[:200]}', flush=True)
     for way in made:
         for _ in range(3):
             way.step()
@@ -175,13 +185,8 @@ def compare(setting, vocab, ways, device, repeats, peers=()):
         for way in made:
             way.measure(way.steps)
     for way in made:
-        ms = [seconds * 1e3 for seconds in way.times]
-        if isinstance(way, Peer):
-            print(f'  {way.name:22}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f})', flush=True)
-            continue
         wrong = '' if way.error < (3e-2 if way.precision == 'bfloat16' else 1e-3) else ' WRONG'
-        print(f'  {way.name:22}{statistics.median(ms):9.3f} ms ({min(ms):.3f} .. {max(ms):.3f}), '
-              f'error {way.error:.1e} of {way.worst}{wrong}, compiled in {way.compiled:.1f} s', flush=True)
+        say(way.name, way.times, f'error {way.error:.1e} of {way.worst}{wrong}', f'compiled in {way.compiled:.1f} s')
 
 
 def main():
@@ -192,16 +197,25 @@ def main():
     parser.add_argument('--vocab', type=int, default=65)
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--peer', action='store_true')
+    parser.add_argument('--one', help=argparse.SUPPRESS)
     parser.add_argument('--tiny', action='store_true')
     args = parser.parse_args()
+    settings = [(text, tuple(int(number) for number in re.findall('[0-9]+', text)))
+                for text in args.settings or (TINY if args.tiny else SETTINGS)]
+    if args.one:
+        return peer(args.one, settings[0][1], args.vocab, args.repeats)
     import device
     where = device.chosen(args.device, device.CPU)
     print(f'{where.describe()}, V {args.vocab}')
     start = time.perf_counter()
-    for text in args.settings or (TINY if args.tiny else SETTINGS):
-        L, H, B, T = (int(number) for number in re.findall(r'\d+', text))
-        print(f'{L} x {H}, B {B}, T {T}', flush=True)
-        compare((L, H, B, T), args.vocab, args.ways, where, args.repeats, PEERS if args.peer else ())
+    for text, setting in settings:
+        print('{} x {}, B {}, T {}'.format(*setting), flush=True)
+        compare(setting, args.vocab, args.ways, where, args.repeats)
+        for name in PEERS if args.peer else ():
+            code = subprocess.run([sys.executable, __file__, '--one', name, '--settings', text, '--vocab', str(args.vocab), '--repeats',
+                                   str(args.repeats)]).returncode
+            if code:
+                print(f'  {name:22} FAILED', flush=True)
     print(f'{time.perf_counter() - start:.0f} s in all')
 
 

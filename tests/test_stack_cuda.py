@@ -36,6 +36,11 @@ class Card:
 CARD = Card()
 
 
+@pytest.fixture(autouse=True)
+def switchedon(monkeypatch):
+    monkeypatch.setenv(stack_cuda.SWITCH, '1')
+
+
 @pytest.fixture
 def said(monkeypatch):
     """What the library says; and what it has learnt is forgotten, before and behind."""
@@ -79,10 +84,12 @@ def test_no_other_device_is_asked_for_nvcc(device, said, monkeypatch):
     assert not stack_cuda.usable(device, 2, 16, 32) and not said
 
 
-def test_rn_gru_kernels_leaves_it_out(said, monkeypatch):
+@pytest.mark.parametrize('value', [None, '', '0'])
+def test_without_the_switch_it_is_left_out(said, monkeypatch, value):
     monkeypatch.setattr(stack_cuda, '_compiled', None)
-    monkeypatch.setenv('RN_GRU_KERNELS', 'numpy')
+    monkeypatch.delenv(stack_cuda.SWITCH) if value is None else monkeypatch.setenv(stack_cuda.SWITCH, value)
     assert not stack_cuda.usable(CARD, 2, 16, 32) and not said
+
 
 
 def test_without_nvcc_one_line_says_so_once(nvcc, said):
