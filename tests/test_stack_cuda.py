@@ -91,7 +91,6 @@ def test_without_the_switch_it_is_left_out(said, monkeypatch, value):
     assert not stack_cuda.usable(CARD, 2, 16, 32) and not said
 
 
-
 def test_without_nvcc_one_line_says_so_once(nvcc, said):
     for L in (2, 3):
         assert not stack_cuda.usable(CARD, L, 16, 32)
