@@ -33,8 +33,8 @@ for variable in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE'):          # they choos
     os.environ.pop(variable, None)
 
 # What the README recommends for two minutes and a megabyte.
-MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adamw', 'learnrate': 0.004}
-TRAINING = {'batchsize': 16, 'schedule': 'linear'}
+MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adamw', 'learnrate': 0.004, 'ema': 0.999}
+TRAINING = {'batchsize': 16, 'schedule': 'linear', 'end_learnrate': 0.0004}
 WINDOW = 64
 NAMES = {'ours': 'RN-GRU', 'peer': 'PyTorch nn.GRU'}
 
@@ -103,9 +103,18 @@ def peer(args, make):
             value, last = loss(x, y, [torch.from_numpy(np.ascontiguousarray(s)) for s in states])
         return value.item(), [s.numpy() for s in last]
 
+    params, averages = list(network.parameters()), []
+
     def validate():
+        exchange()
         *_, value = heldout.losses(evaluate, B, L, H)
+        exchange()
         return value
+
+    def exchange():
+        """With ema, the averages are what is validated."""
+        for p, average in zip(params, averages):
+            p.data, average.data = average.data, p.data
 
     def train(i, rate):
         nonlocal states
@@ -116,11 +125,15 @@ def peer(args, make):
         optimizer.zero_grad()
         value, states = loss(*data.batch(i % data.batchepoch(B), B), [s.detach() for s in states], True)
         value.backward()
-        clip(network.parameters(), hyper.clip)
+        clip(params, hyper.clip)
         optimizer.step()
+        if averages:
+            torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - min(hyper.ema, (1 + i) / (10 + i)))
 
     def begin():
-        return [torch.zeros(B, H)] * L, kind(network.parameters(), lr=0.0, **options)
+        if hyper.ema:
+            averages[:] = [p.detach().clone() for p in params]
+        return [torch.zeros(B, H)] * L, kind(params, lr=0.0, **options)
     # How many steps there is time for, by some at a rate of 0, which move nothing.
     states, optimizer = begin()
     train(0, 0.0)
@@ -133,13 +146,15 @@ def peer(args, make):
     validation, left = time.monotonic() - before, args.seconds - (time.time() - START)
     rounds = max(min(int(left / 20 / validation), 10), 5 if args.plot else 1)
     steps = max(int((left - rounds * validation) / each), 1)
-    run, points = Run(steps, -(-steps // rounds), B, 0, **{name: TRAINING[name] for name in ('schedule', 'warmup') if name in TRAINING}), []
+    course = {name: TRAINING[name] for name in ('schedule', 'warmup', 'end_learnrate') if name in TRAINING}
+    run, points = Run(steps, -(-steps // rounds), B, 0, **course), []
     states, optimizer = begin()
     while run.done < steps:
         train(run.done, run.learnrate(hyper.learnrate))
         run.done += 1
         if run.done % run.train_len == 0 or run.done == steps:
             points.append((time.time() - START, run.done * B * data.seq_len, validate()))
+    exchange()
 
     def fresh(x, y):
         return evaluate(x, y, [np.zeros((x.shape[1], H), np.float32)] * L)[0]
@@ -230,7 +245,7 @@ def main():
             value = ast.literal_eval(value)
         except (SyntaxError, ValueError):       # a word
             pass
-        (TRAINING if name in ('batchsize', 'schedule', 'warmup', 'clear_state', 'patience') else MODEL)[name] = value
+        (TRAINING if name in ('batchsize', 'schedule', 'warmup', 'end_learnrate', 'clear_state', 'patience', 'device') else MODEL)[name] = value
     if args.one:
         return one(args)
     seconds = args.seconds
