@@ -47,6 +47,7 @@ def newmodel(L, H, B, T, V, **options):
 
 def ours(L, H, B, T, V, **options):
     """A step of `trainmodel`, its row of the history included."""
+    import report
     import train
     from advice import Advisor
     from run import Run
