@@ -20,7 +20,6 @@ from errors import CheckpointError, WorkDirError, checkint, reason
 from lock import LOCKFILE, trainlock
 from storage import Staged, dumpfacts, filechecksum, isourtemp, loadfacts, removepair, syncdir
 
-
 KINDS = ('validation', 'training', 'untrained')     # of a checkpoint's loss
 
 

@@ -446,7 +446,7 @@ def main(argv):
     """`run` as a process of its own: what a shell expects of output, pipes and warnings; the exit code."""
     for name in 'stdout', 'stderr':
         if getattr(sys, name) is None:          # closed by `>&-`
-            setattr(sys, name, open(os.devnull, 'w'))
+            setattr(sys, name, open(os.devnull, 'w'))       # noqa: SIM115 (open to the end)
     if hasattr(signal, 'SIGPIPE') and argv[:1] != ['train']:        # `sample book | head` ends quietly; a training goes on unheard
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     report.messages = 'stderr'

@@ -15,7 +15,6 @@ from engine import T, theano
 from sampling import ReadText, SampleText, diverged
 from update import CACHES, Update
 
-
 DROPOUT = 'float32', 'int64', 'int64'           # of a training step's p, seed and updates: see `dropout.Dropout`
 STEPS = 64                                      # that a text is written or read in at least, where each length has to be compiled for
 READERS = 'sampletext', 'allstates'             # the compiled functions that `ModelParams.read` chooses a precision for

@@ -98,7 +98,7 @@ class Accelerator:
     def compile(self, what, inputs, outputs, updates=(), rows=None):
         import jax
 
-        import ops_jax    # noqa: F401 (it makes the Ops known to JAX)
+        import ops_jax  # noqa: F401 (it makes the Ops known to JAX)
         start = time.perf_counter()
         f = engine.compilejax(inputs, outputs, updates, self._jit)
         shareds = f.get_shared()
@@ -116,8 +116,8 @@ class Accelerator:
         return jax.jit(function, donate_argnums=sorted(updated.values()))
 
     def _callable(self, what, f, prepare, linked, lazily):
-        """`f` as `compile` gives it; prepare(values): what to call it with, once all is where it computes; linked: the seconds so far; lazily:
-        whether a call needn't wait for what it gives."""
+        """`f` as `compile` gives it; prepare(values): what to call it with, once all is where it computes; linked: the seconds so far;
+        lazily: whether a call needn't wait for what it gives."""
         import jax
         lock, seen, version = threading.RLock(), set(), f'{engine.version} and JAX {jax.__version__}'
 
@@ -181,7 +181,7 @@ def chosen(device, before, devices=None):
         if count > len(there):
             raise ValueError(f'no {count} devices here: JAX has {len(there)}, {_listed(there)}')
         if count > 1:
-            from sharding import Devices        # it builds on this module
+            from sharding import Devices  # it builds on this module
             return Devices(found[0], here[0], tuple(there[:count]))
     if number >= len(here):
         raise ValueError(f'no device {device!r} here: JAX has {_listed(here)}')

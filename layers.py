@@ -1,6 +1,7 @@
 """The networks as Theano graphs: GRUEncode and GRUResize over their common base.
 
-Graph-building methods take and give Theano expressions and compile nothing; what is compiled of them stands in `compiled`. Letters as in `ops`: `T` steps, `B` rows, `H` state size, `V` vocabulary, `L` layers.
+Graph-building methods take and give Theano expressions and compile nothing; what is compiled of them stands in `compiled`. Letters as in
+`ops`: `T` steps, `B` rows, `H` state size, `V` vocabulary, `L` layers.
 """
 
 import copy

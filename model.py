@@ -406,7 +406,7 @@ class ModelState:
         path  a .png, .svg or .pdf file to write; None: show it. Needs
               matplotlib.
         """
-        import plot                             # matplotlib takes half a second
+        import plot  # matplotlib takes half a second
         return plot.plot([self.workdir.path, *others], path, logx=logx)
 
     # --- Generation -----------------------------------------------------------------------------------------------

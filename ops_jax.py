@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 from jax import lax
 
-import dropout_jax      # this and the others of __all__ register their own
+import dropout_jax  # this and the others of __all__ register their own
 import gru_jax
 import layernorm_jax
 import linker_jax
@@ -70,7 +70,8 @@ def _loss(sums, dS, characters):
 
 
 def _ofblock(S, V, c, y, counts, characters, gradients):
-    """([sum of the negative log-likelihoods] or with gradients [it, dV, dc], dS or None) of some steps (t, B); counts (t,), None: all do."""
+    """([sum of the negative log-likelihoods] or with gradients [it, dV, dc], dS or None) of some steps (t, B); counts (t,): which count,
+    None: all do."""
     logits = dot('tbh,hv->tbv', S, V) + c
     logits -= logits.max(axis=2, keepdims=True)
     target = isit(y, len(c))

@@ -91,7 +91,7 @@ class GRUStack(Op):
 
         Arguments: expressions, as `split` gives them.
         """
-        states, lasts, gates = [], [], []
+        top, states, lasts, gates = None, [], [], []
         for l, s0 in enumerate(s0s):
             kind, read = (self.source, source) if l == 0 else ('vectors', [top])
             S, last, G = GRU(kind, self.precision)(*read, s0, *weights[l])

@@ -20,9 +20,9 @@ from errors import RNGRUError, WorkDirError, checkbool, checkint, checkpath, rea
 from grid import GRID, RUN, settingsof
 from layers import MODELTYPES
 from processes import Processes
+from report import counted
 from run import requested
 from storage import filechecksum
-from report import counted
 from train import Interrupts
 from trial import Trial, runtrial, sentence
 
@@ -268,7 +268,7 @@ class Trials(list):
         Left out are those that are worse than they began: their losses would
         flatten the others.
         """
-        import plot                             # matplotlib takes half a second
+        import plot  # matplotlib takes half a second
         drawn = []
         for trial in sorted(self, key=Trial.rank):
             table = trial.history()

@@ -8,8 +8,8 @@ The ways: `float32`, `tf32` or `bfloat16`, then `chain` (a loop for each layer),
 Every loss is fetched, behind the next step's start, as `train.Accounts` does. Before that, each has to make the first step that the
 processor makes in float32: "error" is the greatest difference between their gradients of a parameter, as a share of its norm, and counts
 as WRONG from 1e-3 on, with bfloat16 from 3e-2.
---peer: the same step by PyTorch's nn.GRU (cuDNN's, in tf32 and bfloat16), as people write it and captured in a CUDA graph, each in a process
-of its own behind ours.
+--peer: the same step by PyTorch's nn.GRU (cuDNN's, in tf32 and bfloat16), as people write it and captured in a CUDA graph, each in a
+process of its own behind ours.
 --tiny: small sizes, to try the script.
 """
 

@@ -182,7 +182,7 @@ def naive_sample(params, s0, first, uniforms, temp, allowed, layernorm=False, **
         else:
             shares = naive_kept(logits, allowed, temp, **steering)
             left = uniform * sum(shares.values())
-            for char, share in shares.items():
+            for char, share in shares.items():      # noqa: B007 (char is read behind the loop)
                 left -= share
                 if left < 0:
                     break

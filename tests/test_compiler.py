@@ -14,7 +14,6 @@ import report
 from conftest import ROOT
 from kernelcases import CXX, finished, needscompiler, process
 
-
 # --- The cache, with a stand-in for the kernels that compiles at once -------------------------------------------
 
 STANDIN = '''

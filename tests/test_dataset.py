@@ -288,7 +288,7 @@ def test_every_held_out_character_but_the_first_is_predicted_once_from_those_bef
         assert before == x - min(x // length, rows - 1) * length
     assert means[-1] == pytest.approx(losses[1:].mean(), rel=1e-12) and len(means) == heldout.numsteps(B)
     shapes = [x.shape for x, _ in heldout.batches(B)]
-    assert all(t <= T for t, _ in shapes) and sum(t * b for t, b in shapes) == M - 1 and set(b for _, b in shapes) <= {rows, 1}
+    assert all(t <= T for t, _ in shapes) and sum(t * b for t, b in shapes) == M - 1 and {b for _, b in shapes} <= {rows, 1}
 
 
 def test_what_is_left_over_goes_on_from_the_last_rows_state():

@@ -1,4 +1,7 @@
-"""Computing on JAX's devices: what is asked for, and that everything there gives what the processor gives. XLA on the processor stands for all."""
+"""Computing on JAX's devices: what is asked for, and that everything there gives what the processor gives.
+
+XLA on the processor stands for all.
+"""
 
 import importlib.util
 
@@ -8,7 +11,7 @@ import pytest
 import device
 import engine
 import report
-from errors import RNGRUError    # noqa: F401 (the tests' names)
+from errors import RNGRUError  # noqa: F401 (the tests' names)
 from model import ModelState
 
 needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_spec('jax') is None,
@@ -99,7 +102,8 @@ def test_texts_are_written_and_read_as_on_the_processor(trained):
     for name in 'cpu', 'jax':
         ms = ModelState.load(trained)
         ms.restore(device=name)
-        texts.append([ms.sample(200, 0, seed=9), *ms.sample(70, 0.7, seed=5, n=3), ms.sample(90, 1, seed=2, prime='some words', top_k=9, top_p=0.9),
+        texts.append([ms.sample(200, 0, seed=9), *ms.sample(70, 0.7, seed=5, n=3),
+                      ms.sample(90, 1, seed=2, prime='some words', top_k=9, top_p=0.9),
                       *ms.sample(40, 0.5, seed=3, until='w', n=2)])
         scores.append(ms.score('7: some meaning, 3.\n').shares)
         states.append(ms.trackneurons('great words\n'))

@@ -12,6 +12,7 @@ from conftest import naive_layernorm, naive_logits, naive_states
 from rounding import bfloat16
 from test_reading import CHARS, MODELS, STARTS, TEXT, naive_gates, surprised
 
+
 @pytest.fixture(scope='module', **MODELS)
 def ms(request, tmp_path_factory):
     """With parameters so large that gates saturate."""

@@ -159,7 +159,8 @@ def test_the_kernels_for_arm_agree_with_plain_loops_on_an_emulated_processor(tmp
 
 @pytest.mark.long
 @pytest.mark.parametrize('command', ['g++', 'clang++'])
-@pytest.mark.parametrize('given', [given for name, _, given in compiler.X86 if name == 'AVX-512'], ids=['with bfloat16', 'with int8', 'plain'])
+@pytest.mark.parametrize('given', [given for name, _, given in compiler.X86 if name == 'AVX-512'],
+                         ids=['with bfloat16', 'with int8', 'plain'])
 def test_the_kernels_for_avx512_compile(tmp_path, command, given):
     """All that can be said of them on a processor without."""
     if not shutil.which(command) or 'x86_64' not in done([command, '-dumpmachine']):

@@ -16,7 +16,6 @@ from conftest import ROOT, kernel, perform, symbol
 from kernelcases import SOURCES, assert_close, bits, gradcase, grucase, inchild, large, losscase, losses, needskernels, truth, updatecase
 from update import Update
 
-
 # --- Which nodes they compute -----------------------------------------------------------------------------------
 
 def ofkind(case, real='float32', index='int32'):

@@ -17,7 +17,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.link.jax.dispatch import jax_funcify
 
 import dropout_jax
-import gru_jax    # noqa: F401 (used by code below)
+import gru_jax  # noqa: F401 (used by code below)
 import layers
 import linker_jax
 import ops

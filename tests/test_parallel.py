@@ -26,7 +26,6 @@ import device
 import engine
 import report
 import train
-from errors import WorkDirError
 from model import ModelState
 
 needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_spec('jax') is None,

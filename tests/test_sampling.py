@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 import native
 import sampling
-from conftest import kernel, naive_kept, naive_sample, perform, symbol, uniform
+from conftest import kernel, naive_kept, naive_sample, perform, symbol
 from hyperparams import HyperParams
 from kernelcases import samplecase
 from layers import MODELTYPES

@@ -21,7 +21,7 @@ needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_s
 if engine.name == 'pytensor' and importlib.util.find_spec('jax'):
     import jax
 
-    import ops_jax    # noqa: F401 (it makes the Ops known to JAX)
+    import ops_jax  # noqa: F401 (it makes the Ops known to JAX)
     import stack_jax
     from test_ops_jax import converted, equations, onjax
 
@@ -174,8 +174,8 @@ def test_waves_in_float64_stay_so(source, kind):
     op = GRUStack(source, 'float32', 3, **kind)
     inputs, (_, behind) = double(stackcase(op)), gradcase(op)
     clean = double(gradcase(op)[0])
-    for each, got, expected in ((op, onjax(op, *inputs)[:8], perform(op, *inputs)[:8]),
-                                (GRUStackGrad(op), onjax(GRUStackGrad(op), *double(behind)), perform(GRUStackGrad(op), *clean))):
+    for got, expected in ((onjax(op, *inputs)[:8], perform(op, *inputs)[:8]),
+                          (onjax(GRUStackGrad(op), *double(behind)), perform(GRUStackGrad(op), *clean))):
         for g, e in zip(got, expected):
             assert g.dtype == 'float64'
             np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-12)

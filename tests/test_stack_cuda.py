@@ -1,12 +1,10 @@
 """The stack of layers as one GPU kernel: when it is used, what is said where it isn't, and on the processor's threads what it computes."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 import engine

@@ -171,7 +171,9 @@ class Persistent(pickle._Pickler):
 def hostile(target):
     """(name, bytes) of pickles, each of which does or builds something else than plain facts when pickle.loads reads it."""
     t = target.encode()
-    short = lambda text: b'\x8c' + bytes([len(text)]) + text
+
+    def short(text):
+        return b'\x8c' + bytes([len(text)]) + text
     for protocol in range(6):
         yield f'reduce{protocol}', pickle.dumps({'format': 1, 'x': Evil(target)}, protocol)
         yield f'eval{protocol}', pickle.dumps({'format': 1, 'x': Evil(f'__import__("os").mkdir({target!r})', eval)}, protocol)

@@ -52,7 +52,7 @@ def test_each_state_vector_walks_through_the_whole_source(make, numseqs, batchsi
     ms = make(text=text, layers=1)
     padded = text + text[:3]
     ms.model.set_state(np.arange(batchsize)[None, :, None] * np.ones(8))
-    read, targets = {i: '' for i in range(batchsize)}, {i: '' for i in range(batchsize)}
+    read, targets = dict.fromkeys(range(batchsize), ''), dict.fromkeys(range(batchsize), '')
 
     def trainstep(x, y, *rest):
         for row, number in enumerate(ms.model.get_state()[0, :, 0]):
@@ -278,7 +278,7 @@ def test_a_watched_texts_surprise_is_told_before_training_and_behind_each_round(
         seen.append(ms.score(text))
         monkeypatch.setattr(train.Saver, 'write', write)
         monkeypatch.setattr(report, 'verbose', True)
-        monkeypatch.setattr(report, 'warn', lambda sentence: warnings.warn(sentence))
+        monkeypatch.setattr(report, 'warn', warnings.warn)
         ms.trainmodel(num_rounds=3, train_len=8, batchsize=8, valid_len=1, print_every=0, watch=text)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('Watched')]
     assert len(lines) == len(seen) == 4
@@ -515,7 +515,7 @@ def test_the_heldout_part_is_never_trained_on_and_validated_as_a_whole(make):
     ms.trainmodel(batchsize=8, print_every=0)
     assert len(trained) == 8 * ms.data.batchepoch(8)
     wrapped = TEXT[:length] + TEXT[0]                                   # the last target is the text's first character
-    assert {text for text in trained} == {wrapped[start:start + 11] for start in range(0, length, 10)}
+    assert set(trained) == {wrapped[start:start + 11] for start in range(0, length, 10)}
     x, y = (np.concatenate([each[i].T.ravel() for each in evaluated]) for i in (0, 1))
     held = ms.charset.encode(TEXT[length:])
     assert len(y) == len(held) - 1
@@ -705,7 +705,7 @@ def test_the_history_is_written_before_each_checkpoint_every_few_seconds_and_at_
     def look():
         now[0] += 2
         seen.append(len(ms.history()) if (ms.workdir.path / 'history.csv').exists() else 0)
-    between(ms, {i: look for i in range(1, 100)})
+    between(ms, dict.fromkeys(range(1, 100), look))
     write = saving.write
     atcheckpoint = []
     monkeypatch.setattr(saving, 'write', lambda *args, **facts: atcheckpoint.append(len(ms.history())) or write(*args, **facts))
