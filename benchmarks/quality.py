@@ -245,7 +245,8 @@ def main():
             value = ast.literal_eval(value)
         except (SyntaxError, ValueError):       # a word
             pass
-        (TRAINING if name in ('batchsize', 'schedule', 'warmup', 'end_learnrate', 'clear_state', 'patience', 'device') else MODEL)[name] = value
+        isrun = name in ('batchsize', 'schedule', 'warmup', 'end_learnrate', 'clear_state', 'patience', 'device')
+        (TRAINING if isrun else MODEL)[name] = value
     if args.one:
         return one(args)
     seconds = args.seconds
