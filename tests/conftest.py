@@ -32,8 +32,13 @@ def pytest_configure(config):
             config.addinivalue_line('filterwarnings', f'ignore::{category}:numpy.*')
 
 
+STARTSJAX = 'test_device', 'test_ops_jax', 'test_papers', 'test_parallel', 'test_stack', 'test_stack_cuda'
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave the `anyengine` tests to PyTensor, unless the long ones run, so that both suites end within minutes."""
+    """Leave the `anyengine` tests to PyTensor, unless the long ones run, so that both suites end within minutes; and what starts JAX to the
+    end, since a process with its threads must not fork, as other tests do."""
+    items.sort(key=lambda item: item.path.stem in STARTSJAX)
     if engine.name == 'pytensor' or config.getoption('markexpr') != 'not long':
         return
     left = [item for item in items if item.get_closest_marker('anyengine') and item.get_closest_marker('anyengine').args != (False,)]
