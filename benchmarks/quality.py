@@ -238,7 +238,7 @@ def main():
     parser.add_argument('--verbose', action='store_true', help='what the library says too')
     parser.add_argument('--one', choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument('recipe', nargs='*', metavar='name=value')
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()           # name=value may stand before and behind options
     for setting in args.recipe:
         name, _, value = setting.partition('=')
         try:
