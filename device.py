@@ -97,10 +97,7 @@ class Accelerator:
 
     def compile(self, what, inputs, outputs, updates=(), rows=None):
         import jax
-
-        import ops_jax  # noqa: F401 (it makes the Ops known to JAX)
-        start = time.perf_counter()
-        f = engine.compilejax(inputs, outputs, updates, self._jit)
+        f, linked = self._linked(inputs, outputs, updates, self._jit)
         shareds = f.get_shared()
 
         def prepare(values):
@@ -108,7 +105,14 @@ class Accelerator:
                 if isinstance(engine.held(shared), np.ndarray):         # new, from the host
                     engine.hold(shared, jax.device_put(engine.held(shared), self.jaxdevice))
             return values
-        return self._callable(what, f, prepare, time.perf_counter() - start, bool(updates))
+        return self._callable(what, f, prepare, linked, bool(updates))
+
+    def _linked(self, inputs, outputs, updates, jit):
+        """What `engine.compilejax` gives, and the seconds that it took."""
+        import sampling_jax  # noqa: F401 (these two make all Ops known to JAX)
+        import stack_jax  # noqa: F401
+        start = time.perf_counter()
+        return engine.compilejax(inputs, outputs, updates, jit), time.perf_counter() - start
 
     def _jit(self, function, inputs, outputs, updated):
         """The compiled form of a graph's function, as `engine.compilejax` asks for it: the memory of what is updated is used again."""

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import ops
-from linker_jax import register
-from rounding_jax import OPERANDS, dot
+from ops_jax import OPERANDS, dot, isit, register
 
 UNROLL = 1              # steps of a recurrence in one turn of the loop: fewer turns to start, more to compile; 4 are slower on processors
 BYPRODUCT = 256         # up to this vocabulary sums by character are a product with one-hot vectors: a fixed order, and no collisions
@@ -118,8 +117,3 @@ def sumbychar(x, d, V, dtype):
     if V <= BYPRODUCT:
         return dot('tbv,tbk->vk', isit(x, V).astype(d.dtype), d)
     return jnp.zeros((V, d.shape[2]), dtype).at[x].add(d.astype(dtype), mode='drop', wrap_negative_indices=False)
-
-
-def isit(x, V):
-    """Whether a character of x (T, B) is each of the V: (T, B, V)."""
-    return x[..., None] == jnp.arange(V, dtype=x.dtype)

@@ -8,9 +8,7 @@ A uniform number below 0 stands for no draw: text and states stay where they are
 import jax.numpy as jnp
 from jax import lax
 
-from layernorm_jax import normalised
-from linker_jax import register
-from rounding_jax import dot, product
+from ops_jax import dot, normalised, product, register
 from sampling import ReadText, SampleText
 
 

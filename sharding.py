@@ -7,7 +7,6 @@ ever being sent, and what goes between devices is the gradients, once a step.
 Text is generated and read on one device, with the copy of the parameters that lies there.
 """
 
-import time
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,7 +42,6 @@ class Devices(Accelerator):
         import jax
 
         import ops_jax
-        start = time.perf_counter()
         axes, outaxes = {variable.name: axis for variable, axis in rows.items()}, [rows.get(output) for output in outputs]
 
         def jit(function, inputs, outputs, updated):
@@ -54,7 +52,7 @@ class Devices(Accelerator):
             return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=into, out_specs=out), out_shardings=kept,
                            donate_argnums=sorted(updated.values()))
         with ops_jax.sharded(AXIS, self.count):
-            f = engine.compilejax(inputs, outputs, updates, jit)
+            f, linked = self._linked(inputs, outputs, updates, jit)
         shareds = [(shared, self._sharding(self._spec(axes.get(shared.name)))) for shared in f.get_shared()]
         given = [(axes.get(each.name), self._sharding(self._spec(axes.get(each.name)))) for each in inputs]
 
@@ -63,7 +61,7 @@ class Devices(Accelerator):
                 if getattr(engine.held(shared), 'sharding', None) != sharding:
                     engine.hold(shared, self._spread(self.fetch(engine.held(shared)), sharding))
             return [self._spread(value, sharding) for value, (_, sharding) in zip(values, given)]
-        together, alone = self._callable(what, f, prepare, time.perf_counter() - start, bool(updates)), []
+        together, alone = self._callable(what, f, prepare, linked, bool(updates)), []
 
         def call(*values):
             if all(axis is None or value.shape[axis] % self.count == 0 for value, (axis, _) in zip(values, given)):

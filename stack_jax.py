@@ -14,13 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-import linker_jax
+import ops_jax
 import stack_cuda
-from dropout_jax import mask
 from gru_jax import projected, readgradients, slope, weightgradients
-from layernorm_jax import normalised, normalisedgrad
-from linker_jax import register
-from rounding_jax import OPERANDS, dot
+from ops_jax import OPERANDS, dot, mask, normalised, normalisedgrad, register
 from stack import GRUStack, GRUStackGrad
 
 UNROLL = {'cpu': 1}     # waves in one turn of the loop, by platform, else 4: on an NVIDIA H200 a training step takes 5.1 ms, with 1 5.6
@@ -28,7 +25,7 @@ UNROLL = {'cpu': 1}     # waves in one turn of the loop, by platform, else 4: on
 
 @register(GRUStack)
 def grustack(op, **kwargs):
-    operand, shards = OPERANDS[op.precision], linker_jax.current()
+    operand, shards = OPERANDS[op.precision], ops_jax.current()
 
     def forward(*inputs):
         source, s0s, weights, scalars = op.split(inputs)
@@ -68,7 +65,7 @@ def _forward(between, operand, first, W, U, b, s0):
 @register(GRUStackGrad)
 def grustackgrad(op, **kwargs):
     stack = op.stack
-    operand, shards = OPERANDS[stack.precision], linker_jax.current()
+    operand, shards = OPERANDS[stack.precision], ops_jax.current()
 
     def backward(*inputs):
         given, states, (s, zr, h), dtop, dS = op.split(inputs)

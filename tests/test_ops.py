@@ -486,4 +486,4 @@ def test_the_mean_over_one_device_is_the_array_itself():
 @pytest.mark.skipif(engine.name == 'pytensor', reason='PyTensor has a linker to JAX')
 def test_classic_theano_has_no_way_to_jax():
     with pytest.raises(ImportError, match='this is classic Theano'):
-        importlib.import_module('linker_jax')
+        importlib.import_module('ops_jax')

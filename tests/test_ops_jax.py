@@ -16,14 +16,13 @@ jax = pytest.importorskip('jax', reason='JAX is not installed')
 from pytensor.graph.fg import FunctionGraph
 from pytensor.link.jax.dispatch import jax_funcify
 
-import dropout_jax
 import gru_jax  # noqa: F401 (used by code below)
 import layers
-import linker_jax
 import ops
 import ops_jax
 import rounding
-import rounding_jax
+import sampling_jax  # noqa: F401 (it makes its Ops known to JAX)
+import stack_jax  # noqa: F401
 from compiled import DROPOUT
 from conftest import ROOT, perform, rates, symbol, uniform
 from dropout import Dropout
@@ -209,7 +208,7 @@ def test_dropout_of_a_shard_is_its_part_of_the_whole_batchs(H):
     whole = uniform(np.random.RandomState(0), 3, 8, H)
     inputs = np.float32(0.4), np.int64(SEED), np.int64(UPDATES)
     symbols = [symbol(i) for i in (whole, *inputs)]
-    with linker_jax.sharded('rows', 4):
+    with ops_jax.sharded('rows', 4):
         f = converted(symbols, [Dropout(2)(*symbols)])
     with jax.enable_x64(True):
         parts = jax.jit(jax.vmap(lambda S: f(S, *inputs)[0], in_axes=1, out_axes=1, axis_name='rows'))(whole.reshape(3, 4, 2, H))
@@ -218,9 +217,9 @@ def test_dropout_of_a_shard_is_its_part_of_the_whole_batchs(H):
 
 def test_dropout_numbers_rows_beyond_two_to_the_32nd_element():
     """5 words of two rows in each of two shards of a batch of 2^31 rows, against Philox in Python's integers."""
-    shards = linker_jax.Shards('rows', 2 ** 30)
+    shards = ops_jax.Shards('rows', 2 ** 30)
     with jax.enable_x64(True):
-        got = jax.jit(jax.vmap(lambda _: dropout_jax._words((2, 2, 5), SEED, UPDATES, 0, shards), axis_name='rows'))(np.arange(2))
+        got = jax.jit(jax.vmap(lambda _: ops_jax._words((2, 2, 5), SEED, UPDATES, 0, shards), axis_name='rows'))(np.arange(2))
     for n, t, b, h in np.ndindex(2, 2, 2, 5):
         i = (t * 2 ** 31 + 2 * n + b) * 5 + h
         counter = (i // 4 % 2 ** 32) * 4 + i % 4
@@ -252,7 +251,7 @@ def test_products_are_those_of_numpy(precision, most):
     x, weights = uniform(rng, 5, 300), uniform(rng, 300, 7)
     x[1], weights[:, 2], x[2, 3], weights[4, 5], weights[4, 6] = 0, 0, np.nan, np.nan, np.inf
     most = most and np.full((5, 1), most, 'float32')
-    got = np.asarray(rounding_jax.product(jax.numpy.asarray(weights), precision, most)(x))
+    got = np.asarray(ops_jax.product(jax.numpy.asarray(weights), precision, most)(x))
     with np.errstate(invalid='ignore'):
         expected = rounding.product(weights, precision, most)(x)
     assert np.isfinite(expected).sum() == 20 and got.dtype == expected.dtype

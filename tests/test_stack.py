@@ -21,7 +21,7 @@ needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_s
 if engine.name == 'pytensor' and importlib.util.find_spec('jax'):
     import jax
 
-    import ops_jax  # noqa: F401 (it makes the Ops known to JAX)
+    import ops_jax
     import stack_jax
     from test_ops_jax import converted, equations, onjax
 
@@ -237,11 +237,10 @@ def test_a_wave_takes_two_products_of_all_layers(kind, products):
 
 @needsjax
 def test_dropout_of_a_share_of_the_rows_is_that_of_the_whole_batch():
-    import linker_jax
     op = GRUStack('onehot', 'float32', 3, dropout=True)
     x, *others = stackcase(op, B=4)
     symbols = [symbol(i) for i in (x, *others)]
-    with linker_jax.sharded('rows', 2):
+    with ops_jax.sharded('rows', 2):
         f = converted(symbols, op(*symbols)[:1])
     rows = [1, *[0] * 3, *[None] * (len(others) - 3)]
     split = [np.stack(np.split(i, 2, axis), axis) if axis is not None else i for i, axis in zip((x, *others), rows)]
