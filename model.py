@@ -258,8 +258,8 @@ class ModelState:
                     self._parts = before
                 raise
             # One that is there keeps its functions.
-            self._place(device)
             self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())
+            self._place(device)
             report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
                        else 'No checkpoint yet: parameters drawn from the seed.')
             native.setthreads(threads)
@@ -331,7 +331,7 @@ class ModelState:
                        device may be finished on another
         devices        how many of them, or 'all': each computes its share of
                        the batch's rows, so batchsize has to divide by their
-                       number, and their gradients are summed. The result is
+                       number, and their gradients are averaged. The result is
                        that of one device but for rounding; None: as before,
                        at first one. Needs JAX; never stored either
         threads        of the native kernels, never stored; None:

@@ -11,7 +11,7 @@ import pytest
 import device
 import engine
 import report
-from errors import RNGRUError  # noqa: F401 (the tests' names)
+from errors import CheckpointError
 from model import ModelState
 
 needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_spec('jax') is None,
@@ -175,6 +175,15 @@ def test_a_run_begun_on_one_device_is_finished_on_another(text, tmp_path, monkey
     broken.trainmodel(resume=True, device='cpu')
     assert broken.checkpoint.epoch == whole.checkpoint.epoch and broken.checkpoint.pos == whole.checkpoint.pos
     assert abs(broken.checkpoint.loss - whole.checkpoint.loss) < 1e-4
+
+
+@needsjax
+def test_a_restore_that_fails_leaves_the_network_where_it_computes(trained):
+    ms = ModelState.load(trained)
+    ms.restore(device='jax')
+    with pytest.raises(CheckpointError):
+        ms.restore('no such checkpoint', device='cpu')
+    assert ms.device.name == ms.model.device.name == 'jax'
 
 
 @needsjax
