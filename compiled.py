@@ -65,7 +65,8 @@ class Compiled:
 
     def _value(self, shared):
         """A copy of a shared variable's array, wherever it lies."""
-        return self.device.fetch(engine.held(shared))
+        with device.TURN:
+            return self.device.fetch(engine.held(shared))
 
     def _characters(self, names):
         """Symbolic matrices (T, B) of characters, one for each letter of `names`."""

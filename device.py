@@ -66,6 +66,7 @@ class Processor:
 
 
 CPU = Processor()
+TURN = threading.RLock()    # a training step on a device writes over the parameters that it is given: none may read them while it begins
 
 
 @dataclass(frozen=True)
@@ -123,23 +124,24 @@ class Accelerator:
         """`f` as `compile` gives it; prepare(values): what to call it with, once all is where it computes; linked: the seconds so far;
         lazily: whether a call needn't wait for what it gives."""
         import jax
-        lock, seen, version = threading.RLock(), set(), f'{engine.version} and JAX {jax.__version__}'
+        seen, version = set(), f'{engine.version} and JAX {jax.__version__}'
 
         def call(*values):
-            with lock, jax.enable_x64(True), jax.default_device(self.jaxdevice):
-                shapes = tuple(value.shape for value in values)
-                values = prepare(values)
-                start = time.perf_counter()
-                out = f(*values)
-                if lazily and shapes in seen:
+            with jax.enable_x64(True), jax.default_device(self.jaxdevice):
+                with TURN:
+                    shapes, isfirst = tuple(value.shape for value in values), not seen
+                    values = prepare(values)
+                    start = time.perf_counter()
+                    out = f(*values)
+                    isnew = shapes not in seen
+                    seen.add(shapes)
+                if lazily and not isnew:
                     for each in out:
                         each.copy_to_host_async()
                     return out
                 out = jax.device_get(out)
-                if shapes not in seen:
-                    seconds = time.perf_counter() - start + linked * (not seen)
-                    report.say(f'Compiled {what} with {version} in {seconds:.1f} s.')
-                    seen.add(shapes)
+                if isnew:
+                    report.say(f'Compiled {what} with {version} in {time.perf_counter() - start + linked * isfirst:.1f} s.')
                 return out
         return call
 

@@ -3,7 +3,9 @@
 XLA on the processor stands for all.
 """
 
+import concurrent.futures
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -152,6 +154,21 @@ def test_parameters_stay_on_the_device_and_come_back_unchanged(trained):
     assert all(isinstance(engine.held(shared), np.ndarray) for shared in ms.model.params.values())
     for key, value in ms.model.arrays().items():
         np.testing.assert_array_equal(value, before[key])
+
+
+@needsjax
+def test_one_thread_may_write_and_read_while_another_trains(trained, tmp_path):
+    ms = ModelState.load(shutil.copytree(trained, tmp_path / 'work'))
+    ms.restore(device='jax')
+    ms.sample(20), ms.score('some words')
+    ms.trainmodel(train_len=1, valid_len=1, batchsize=4, print_every=0)
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        training = other.submit(ms.trainmodel, train_len=150, valid_len=1, batchsize=4, print_every=0)
+        count = 0
+        while not training.done() or not count:
+            assert len(ms.sample(20)) == 20 and 0 < ms.score('some words').nats < 10
+            count += 1
+        training.result()
 
 
 @needsjax
