@@ -17,6 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:         # a shell's backgr
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')       # machine code as it comes, made in half the time
 
 # A home that can't be written gets its compile directory from engine.py, so none is chosen here.
 with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from model import ModelState
 
 needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_spec('jax') is None,
                               reason='needs PyTensor and JAX (requirements-jax.txt)')
-SETTINGS = [dict(), dict(modeltype='GRUResize', optimizer='adamw', clipping='norm', ema=0.99, regcost=0.1),
+SETTINGS = [pytest.param(dict(), marks=pytest.mark.long), dict(modeltype='GRUResize', optimizer='adamw', clipping='norm', ema=0.99, regcost=0.1),
             dict(optimizer='adam', dropout=0.2, layernorm=True, precision='bfloat16')]
 
 
@@ -118,7 +118,7 @@ def test_texts_are_written_and_read_as_on_the_processor(trained):
 
 
 @needsjax
-@pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
+@pytest.mark.parametrize('precision', [pytest.param('bfloat16', marks=pytest.mark.long), 'int8'])
 def test_texts_are_read_in_the_precision_asked_for(trained, precision):
     ms = ModelState.load(trained)
     ms.restore(precision=precision, device='jax')

@@ -34,8 +34,6 @@ from sampling import ReadText, SampleText
 from test_dropout import SEED, UPDATES, naive_word
 from update import CACHES, Update
 
-FAST = {'xla_backend_optimization_level': 0}        # of the machine code alone, so that it is made in half the time
-
 
 def converted(inputs, outputs):
     """The function of arrays that the JAX linker makes of a graph, before it is compiled."""
@@ -45,7 +43,7 @@ def converted(inputs, outputs):
 def compiled(op, inputs):
     """The compiled function of arrays like `inputs`, giving a list of NumPy arrays."""
     symbols = [symbol(i) for i in inputs]
-    f = jax.jit(converted(symbols, op.make_node(*symbols).outputs), compiler_options=FAST)
+    f = jax.jit(converted(symbols, op.make_node(*symbols).outputs))
 
     def call(*values):
         with jax.enable_x64(True):
@@ -258,7 +256,8 @@ def test_products_are_those_of_numpy(precision, most):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('encoded, precision, layernorm', NETWORKS)
+@pytest.mark.parametrize('encoded, precision, layernorm', [*NETWORKS[::2], *(pytest.param(*each, marks=pytest.mark.long)
+                                                                                for each in NETWORKS[1::2])])
 def test_texts_are_those_that_numpy_draws(encoded, precision, layernorm):
     """Character by character; in int8 a number that falls to the other side of a rounding turns a text, which one in twenty may."""
     op = SampleText(encoded, precision, layernorm)
@@ -301,7 +300,7 @@ def test_a_forbidden_character_is_never_drawn():
     assert (inputs[6][drawn] == 1).all()
 
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'int8'])
+@pytest.mark.parametrize('precision', ['float32', *(pytest.param(each, marks=pytest.mark.long) for each in ('bfloat16', 'int8'))])
 def test_a_diverged_network_draws_minus_one(precision):
     call = compiled(SampleText(True, precision), divergedcase())
     for number in (8, 11, -2, -1):                      # E, W0, V, c
@@ -349,17 +348,17 @@ def network(kind=layers.GRUEncode, V=11, L=2, H=16, B=6, steps=7, dropout=0.3, l
 def test_gradients_of_a_network_agree_with_numpy_in_float64(kind, V, inwaves):
     symbols, values, outputs, _ = network(kind, V, inwaves=inwaves)
     with jax.enable_x64(True):
-        got = jax.jit(converted(symbols, outputs), compiler_options=FAST)(*values)
+        got = jax.jit(converted(symbols, outputs))(*values)
     precise = [v.astype('float64') if v.dtype == 'float32' and v.ndim else v for v in values]
     assert_close([np.asarray(g) for g in got], engine.evaluate(outputs, dict(zip(symbols, precise))), 1e-5)
 
 
-@pytest.mark.parametrize('inwaves, check', [(False, True), (True, True), pytest.param(False, False, marks=pytest.mark.long),
-                                            pytest.param(True, False, marks=pytest.mark.long)])
+@pytest.mark.parametrize('inwaves, check', [(True, True), *(pytest.param(*each, marks=pytest.mark.long)
+                                                            for each in [(False, True), (False, False), (True, False)])])
 def test_a_network_on_two_devices_gives_the_gradients_of_the_whole_batch(inwaves, check):
     """In a process of its own, since JAX makes its devices once; the loss in blocks; check: whether JAX tracks what differs by device."""
     code = f'''
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'
+os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=2'
 sys.path.insert(0, {os.path.join(ROOT, 'tests')!r})
 from test_ops_jax import *
 from jax.sharding import Mesh, PartitionSpec as P
@@ -374,8 +373,8 @@ rows, whole, lasts = P(None, 'rows'), P(), [P('rows')] * 2
 with jax.enable_x64(True):
     split = jax.shard_map(f, mesh=Mesh(np.array(jax.devices()), ('rows',)), in_specs=(rows, rows, *[whole] * (3 + len(params)), *lasts),
                           out_specs=(*[whole] * n, *lasts), check_vma={check})
-    assert_close([np.asarray(g) for g in jax.jit(split, compiler_options=FAST)(*values)],
-                 [np.asarray(g) for g in jax.jit(converted(symbols, outputs), compiler_options=FAST)(*values)], 2e-6)
+    assert_close([np.asarray(g) for g in jax.jit(split)(*values)],
+                 [np.asarray(g) for g in jax.jit(converted(symbols, outputs))(*values)], 2e-6)
 print('agree')
 '''
     assert said(code) == 'agree\n'

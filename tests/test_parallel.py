@@ -49,8 +49,8 @@ def losses(ms):
 
 def child(job, *words, devices=1, **more):
     """A process that does `job` of those below, with so many virtual devices."""
-    env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
-           'PYTHONWARNINGS': 'error', 'OPENBLAS_NUM_THREADS': '1'}
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
+    env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'error', 'OPENBLAS_NUM_THREADS': '1'}
     return subprocess.Popen([sys.executable, __file__, job, *map(str, words)], env=env, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, **more)
 
@@ -243,6 +243,7 @@ def checksettings(results):
 
 
 @needsjax
+@pytest.mark.long
 def test_dropout_layernorm_and_bfloat16_on_four_devices_are_those_of_one(source, tmp_path):
     assert checksettings(told(child('settings', source, tmp_path, 'adam', devices=4)))
 
