@@ -22,6 +22,7 @@ RUN = {name: inspect.signature(ModelState.trainmodel).parameters[name].default f
 # What may stand in a grid, in the order of the directories' names, and its defaults.
 GRID = {**HYPER, 'valid_frac': 0.1, 'modeltype': 'GRUEncode', 'seq_len': 100, 'seed': 1, **RUN}
 BESIDE = {'encoding': None, 'save_every': 600, 'keep': None}                # what may stand beside it only
+ELSEWHERE = 'device', 'devices'         # trainmodel's: processes that train side by side would take a device's memory from each other
 LOWEST = {'seq_len': 1, 'seed': 0, 'num_rounds': 1, 'batchsize': 1, 'train_len': 0, 'valid_len': 0, 'warmup': 0, 'patience': 1, 'keep': 1}
 
 
@@ -69,6 +70,9 @@ def _values(name, values):
 
 def _checked(name, value, known=GRID):
     """A setting's value as it stands in files and names, plain; TypeError or ValueError where there is no such name or value."""
+    if name in ELSEWHERE:
+        raise TypeError(f'trials compute on the processor, several at a time: leave {name}={short(value)} out, or train on there with the '
+                        'best of them')
     if name not in known:
         where = 'beside the grid only' if name in BESIDE else ''
         raise TypeError(f'{name} stands {where}: tryhyper(..., {name}={short(value)})' if where else

@@ -63,7 +63,9 @@ def tryhyper(srcfile, workdir, grid, *, workers: int | None = None, threads: int
               save_every, keep
 
     All have seed 1 and hold out the last tenth of the text (valid_frac
-    0.1), unless it is said otherwise. The bits are those of the same
+    0.1), unless it is said otherwise. They compute on the processor; the
+    best may train on elsewhere (trials.best.load() and
+    trainmodel(device='cuda')). The bits are those of the same
     training alone.
     Called again, it reads the trials that are done, finishes those that
     were broken off, and begins those that are new to the grid. One that

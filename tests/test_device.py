@@ -18,7 +18,8 @@ from model import ModelState
 
 needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_spec('jax') is None,
                               reason='needs PyTensor and JAX (requirements-jax.txt)')
-SETTINGS = [pytest.param(dict(), marks=pytest.mark.long), dict(modeltype='GRUResize', optimizer='adamw', clipping='norm', ema=0.99, regcost=0.1),
+SETTINGS = [pytest.param(dict(), marks=pytest.mark.long),
+            dict(modeltype='GRUResize', optimizer='adamw', clipping='norm', ema=0.99, regcost=0.1),
             dict(optimizer='adam', dropout=0.2, layernorm=True, precision='bfloat16')]
 
 
