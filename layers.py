@@ -272,7 +272,8 @@ class ModelParams(Compiled):
     def forward(self, x, s0):
         """Expressions for (logits (T, B, V), laststate (L, B, H)) of characters x (T, B), integers, behind states s0 (L, B, H).
 
-        Differentiable in the parameters and in s0.
+        Differentiable in the parameters and in s0. What Theano compiles of them takes the parameters from the processor's memory: where the
+        network computes on another device, ms.restore(device='cpu') brings them back before.
         """
         x, s0 = T.as_tensor_variable(x), T.as_tensor_variable(s0)
         _, top, lasts = self._stack(x, [s0[l] for l in range(self.layers)])
