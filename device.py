@@ -26,6 +26,7 @@ class Processor:
     count = 1               # of devices that share a batch's rows out
     runson = False          # whether a call that updates shared variables comes back before it is carried out
     inwaves = False         # whether the layers of a network are best computed side by side, see `stack`
+    failures = ()           # exceptions of a call that may have taken with it what it was to update
 
     def describe(self):
         """What computes, in words."""
@@ -82,6 +83,7 @@ class Accelerator:
     count = 1
     runson = True
     inwaves = True
+    failures = RuntimeError, MemoryError
 
     def describe(self):
         import jax
@@ -128,18 +130,24 @@ class Accelerator:
 
         def call(*values):
             with jax.enable_x64(True), jax.default_device(self.jaxdevice):
-                with TURN:
-                    shapes, isfirst = tuple(value.shape for value in values), not seen
-                    values = prepare(values)
-                    start = time.perf_counter()
-                    out = f(*values)
-                    isnew = shapes not in seen
-                    seen.add(shapes)
-                if lazily and not isnew:
-                    for each in out:
-                        each.copy_to_host_async()
-                    return out
-                out = jax.device_get(out)
+                shapes, isfirst = tuple(value.shape for value in values), not seen
+                isnew = shapes not in seen
+                try:
+                    with TURN:
+                        values = prepare(values)
+                        start = time.perf_counter()
+                        out = f(*values)
+                    if lazily and not isnew:
+                        for each in out:
+                            each.copy_to_host_async()
+                        return out
+                    out = jax.device_get(out)
+                except jax.errors.JaxRuntimeError as error:
+                    if 'RESOURCE_EXHAUSTED' not in str(error):
+                        raise
+                    raise MemoryError(f'{self.name} has too little memory for {what} ({short(str(error))}): use a smaller state_size, '
+                                      'batchsize or seq_len, or fewer layers') from error
+                seen.add(shapes)
                 if isnew:
                     report.say(f'Compiled {what} with {version} in {time.perf_counter() - start + linked * isfirst:.1f} s.')
                 return out

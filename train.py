@@ -84,7 +84,7 @@ def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=No
     try:
         with Interrupts() as interrupts:
             _rounds(ms, run, print_every, epochsteps, Control(interrupts, saver), saver, watched)
-    except (KeyboardInterrupt, FloatingPointError):
+    except (KeyboardInterrupt, FloatingPointError, *ms.device.failures):
         # In mid-step or diverged: what is in memory is no state to go on from. The next use reads the last checkpoint.
         vars(ms).pop('model', None)
         report.say('The model is back at its last checkpoint.' if ms.checkpoint else 'The model is back at its first parameters.')

@@ -196,6 +196,36 @@ def test_a_run_begun_on_one_device_is_finished_on_another(text, tmp_path, monkey
 
 
 @needsjax
+@pytest.mark.parametrize('why, error, sentence', [
+    ('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7 bytes.', MemoryError, 'jax has too little memory for training'),
+    ('INTERNAL: the card fell off the bus', RuntimeError, 'fell off')], ids=['memory', 'else'])
+def test_where_a_device_fails_in_mid_training_the_model_is_back_at_its_checkpoint(trained, tmp_path, monkeypatch, why, error, sentence):
+    """What it was about to write over is gone by then."""
+    import jax
+    ms = ModelState.load(shutil.copytree(trained, tmp_path / 'work'))
+    before, steps, jit = ms.model.get_params(), len(ms.history().steps), device.Accelerator._jit
+
+    def failing(self, function, inputs, outputs, updated):
+        f, count = jit(self, function, inputs, outputs, updated), []
+
+        def call(*values):
+            count.append(1)
+            if len(count) < 5:
+                return f(*values)
+            for i in updated.values():
+                values[i].delete()
+            raise jax.errors.JaxRuntimeError(why)
+        return call if updated else f
+    monkeypatch.setattr(device.Accelerator, '_jit', failing)
+    with pytest.raises(error, match=sentence) as caught:
+        ms.trainmodel(train_len=9, valid_len=1, batchsize=4, print_every=0, device='jax')
+    assert error is RuntimeError or '\n' not in str(caught.value)
+    for name, value in ms.model.get_params().items():
+        np.testing.assert_array_equal(value, before[name])
+    assert len(ms.history().steps) == steps + 3         # the fourth's numbers were still to come
+
+
+@needsjax
 def test_a_restore_that_fails_leaves_the_network_where_it_computes(trained):
     ms = ModelState.load(trained)
     ms.restore(device='jax')
