@@ -183,6 +183,9 @@ def chosen(device, before, devices=None):
                          "'cuda' or 'tpu'")
     if found[0] == 'cpu':
         return CPU
+    if platform == 'cpu':
+        raise ValueError(f"device={device!r}: the processor is one device, device='cpu' (for JAX's own way to compute on it say 'jax' with "
+                         'JAX_PLATFORMS=cpu in the environment)')
     engine.checkjax(what)
     import jax
     try:

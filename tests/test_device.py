@@ -32,6 +32,8 @@ def make(text, path, **hyper):
 @pytest.mark.parametrize('name, error, sentence', [
     (3, TypeError, "device takes a name, as 'cpu', 'jax' or 'cuda:1', got 3"),
     ('the GPU', ValueError, "device takes 'cpu', 'jax' or a name like 'cuda' or 'cuda:1', got 'the GPU'"),
+    ('cpu:0', ValueError, "device='cpu:0': the processor is one device, device='cpu' (for JAX's own way to compute on it say 'jax' with "
+                          'JAX_PLATFORMS=cpu in the environment)'),
     ('cuda:', ValueError, "device takes 'cpu', 'jax' or a name like 'cuda' or 'cuda:1', got 'cuda:'")])
 def test_what_is_no_devices_name_is_refused(name, error, sentence):
     with pytest.raises(error) as caught:
