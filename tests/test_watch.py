@@ -2,6 +2,7 @@
 
 import queue
 import socket
+import time
 
 import pytest
 
@@ -21,8 +22,10 @@ def three():
         stranger.recv(1)
     for number in 1, 2:
         watches[number].connect('127.0.0.1', port, TOKEN, number)
+    deadline = time.monotonic() + 60
     while len(watches[0].peers) < 2:
-        pass
+        assert time.monotonic() < deadline, 'not all were heard'
+        time.sleep(0.01)
     yield watches, queues
     for watch in watches:
         watch.close()
