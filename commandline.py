@@ -29,7 +29,7 @@ from model import ModelState
 from page import checksize
 
 PROGRAM = 'rn_rnn_char.py'
-WRONGUSE = (RNGRUError, OSError, ValueError, TypeError, LookupError, MemoryError, FloatingPointError)
+WRONGUSE = (RNGRUError, OSError, ValueError, TypeError, LookupError, MemoryError, FloatingPointError, ImportError)
 NOOPTION = ('self', 'srcfile', 'workdir', 'text', 'verbose', 'state')   # paths are no options, --quiet is verbose, a state is no text
 
 
@@ -105,7 +105,7 @@ def _add(group, option):
     text = re.sub(r'\bFalse: ', f'--no-{option.dashed}: ', re.sub(r'\bTrue: ', f'{flag}: ', text))
     if isinstance(option.default, bool):
         text += f' (default {"yes" if option.default else "no"})'
-    elif option.default not in (None, ''):
+    elif option.default not in (None, '', inspect.Parameter.empty):
         text += f' (default {option.default})'
     kind = {'dest': option.flag or option.name, 'default': argparse.SUPPRESS, 'help': text.replace('%', '%%')}
     if bool in option.types:

@@ -96,7 +96,7 @@ def test_every_parameter_of_the_library_is_an_option_with_its_default_and_a_help
     text = ' '.join(helped[1].split())
     assert len(text) > 20 and not re.search(r'\b(None|True|False)\b', text)
     shown = {True: 'yes', False: 'no'}[default] if isinstance(default, bool) else str(default)
-    assert (f'(default {shown})' in text) if default not in (None, '') else 'default ' not in text
+    assert (f'(default {shown})' in text) if default not in (None, '', inspect.Parameter.empty) else 'default ' not in text
 
 
 def given(*words):
@@ -162,6 +162,7 @@ def test_help_fits_into_80_columns_and_its_examples_are_commands():
         words = shlex.split(re.split(r' [<>|] ', example)[0])
         assert parse(words)[0] is COMMANDS[words[0]]
     assert "$'\\n\\n'" in commandparser('sample').format_help()
+    assert not any('<class' in text for text in helps())               # of a parameter without a default
 
 
 @pytest.mark.parametrize('words, sentence', [
@@ -221,7 +222,8 @@ def test_wrong_values_are_refused_in_the_librarys_sentence_with_exit_code_1(book
     code, out, err = ran('train', path / 'text.txt', tmp_path / 'new', '--batchsize', '100000', '--state-size', '2')
     assert (code, out) == (1, '') and f"The new model is in '{tmp_path / 'new'}': without FILE" in err
     for error, sentence in [(MemoryError(), 'there is not enough memory'), (FloatingPointError('it has\ndiverged'), 'it has diverged'),
-                            (KeyError('no such thing'), 'no such thing'), (CheckpointError('damaged'), 'damaged'),
+                            (KeyError('no such thing'), 'no such thing'), (ModuleNotFoundError('install JAX'), 'install JAX'),
+                            (CheckpointError('damaged'), 'damaged'),
                             (OSError(28, 'No space left on device', '/x'), '/x: No space left on device')]:
         monkeypatch.setattr(ModelState, 'load', lambda directory: (_ for _ in ()).throw(error))
         assert ran('info', work) == (1, '', f'rn_rnn_char: {sentence}\n')
