@@ -33,7 +33,7 @@ for variable in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE'):          # they choos
     os.environ.pop(variable, None)
 
 # What the README recommends for two minutes and a megabyte.
-MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adamw', 'learnrate': 0.004, 'ema': 0.999}
+MODEL = {'layers': 2, 'state_size': 256, 'seq_len': 64, 'optimizer': 'adamw', 'learnrate': 0.004, 'beta2': 0.99, 'ema': 0.999}
 TRAINING = {'batchsize': 16, 'schedule': 'linear', 'end_learnrate': 0.0004}
 WINDOW = 64
 NAMES = {'ours': 'RN-GRU', 'peer': 'PyTorch nn.GRU'}
