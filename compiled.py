@@ -188,6 +188,8 @@ class Compiled:
             if drawn.size and drawn.min() < 0:          # where a device can't raise
                 raise diverged()
             return drawn, last
+        if self.device.runson:              # made now for a short text, so that nothing is said in the middle of one
+            sampletext([0], -np.ones((1, 1)), 1.0, 1, 1.0, 0.0, np.ones(self.vocab), np.zeros((self.layers, 1, self.state_size)))
         return sampletext
 
     @cached_property
@@ -209,6 +211,8 @@ class Compiled:
                 x, state = np.pad(x, ((0, more[0]), (0, more[1]))), np.pad(state, ((0, 0), (0, more[1]), (0, 0)))
             given = [np.asarray(state, np.float32)] if self.reads == 'int8' else state
             return [S[:steps, :B] for S in f(*self._sent(x), *given)]
+        if self.device.runson:
+            allstates(np.zeros((1, 1), np.int32), np.zeros((self.layers, 1, self.state_size), np.float32))
         return allstates
 
     def plainstates(self, x, state):

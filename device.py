@@ -148,7 +148,7 @@ class Accelerator:
                     raise MemoryError(f'{self.name} has too little memory for {what} ({short(str(error))}): use a smaller state_size, '
                                       'batchsize or seq_len, or fewer layers') from error
                 seen.add(shapes)
-                if isnew:
+                if isnew and (isfirst or lazily):       # a text's other lengths come in the middle of it
                     report.say(f'Compiled {what} with {version} in {time.perf_counter() - start + linked * isfirst:.1f} s.')
                 return out
         return call
@@ -191,7 +191,7 @@ def chosen(device, before, devices=None):
     try:
         there = jax.devices(None if platform == 'jax' else platform)
     except RuntimeError as error:
-        raise ValueError(f'no device {device!r} here: JAX has {_listed(jax.devices())} ({" ".join(str(error).split())[:200]})') from error
+        raise ValueError(f'no device {device!r} here: JAX has {_listed(jax.devices())} ({" ".join(str(error).split())[:200]})') from None
     here = [each for each in there if each.process_index == jax.process_index()]
     if devices not in (None, 1):
         count = len(there) if devices == 'all' else devices

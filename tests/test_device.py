@@ -135,11 +135,13 @@ def test_texts_are_read_in_the_precision_asked_for(trained, precision):
 def test_many_lengths_of_text_are_compiled_once(trained, monkeypatch):
     said = []
     ms = ModelState.load(trained)
-    ms.restore(device='jax', verbose=False)
     monkeypatch.setattr(report, 'say', lambda text='': said.append(text))
-    for count in (40, 33, 61, 50):
+    ms.restore(device='jax')
+    assert [text.split(' with')[0] for text in said if text.startswith('Compiled')] == ['Compiled generation', 'Compiled neurons']
+    for count in (40, 33, 61, 50, 300):
         ms.sample(count, 0.5)
-    assert len([text for text in said if text.startswith('Compiled generation')]) == 1
+    ms.score('words ' * 50)
+    assert len([text for text in said if text.startswith('Compiled')]) == 2        # and nothing in the middle of a text
 
 
 @needsjax
