@@ -35,7 +35,8 @@ fuzz: .venv/ready-test
 	@touch $@
 
 .venv/ready-test: .venv/ready requirements-test.txt requirements-jax.txt
-	@.venv/bin/python $(PIP) -r requirements-test.txt -r requirements-jax.txt
+	@.venv/bin/python $(PIP) -r requirements-test.txt
+	@.venv/bin/python $(PIP) -r requirements-jax.txt || echo "JAX can't be installed here, so its tests are skipped."
 	@touch $@
 
 # Classic Theano needs NumPy 1.23.5, which needs Python 3.11: elsewhere the directory stays empty and its tests are skipped.
