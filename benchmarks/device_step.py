@@ -1,7 +1,7 @@
 """Time of a whole training step on a device of JAX's, by precision and by the way in which the layers are computed, side by side.
 
     python benchmarks/device_step.py [--device jax] [--settings 3x512xB64xT100 ...] [--ways 'bfloat16 kernel' ...] [--vocab 65]
-                                     [--repeats 7] [--peer] [--tiny]
+                                     [--repeats 7] [--devices 4] [--peer] [--tiny]
 
 The ways: `float32`, `tf32` or `bfloat16`, then `chain` (a loop for each layer), `waves` (one for all, `stack_jax`) or `kernel` (one launch,
 `stack_cuda`; on an NVIDIA GPU in bfloat16, of sizes that fit it). Each takes some steps in turn, so that all meet the same noise; medians.
@@ -10,7 +10,8 @@ processor makes in float32: "error" is the greatest difference between their gra
 as WRONG from 1e-3 on, with bfloat16 from 3e-2.
 --peer: the same step by PyTorch's nn.GRU (cuDNN's, in tf32 and bfloat16), as people write it and captured in a CUDA graph, each in a
 process of its own behind ours.
---tiny: small sizes, to try the script.
+--devices: so many share the batch's rows out; XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment makes eight of the
+processor, which share its cores. --tiny: small sizes, to try the script.
 """
 
 import argparse
@@ -196,6 +197,7 @@ def main():
     parser.add_argument('--ways', nargs='+', default=WAYS)
     parser.add_argument('--vocab', type=int, default=65)
     parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--devices', type=int)
     parser.add_argument('--peer', action='store_true')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     parser.add_argument('--tiny', action='store_true')
@@ -205,7 +207,7 @@ def main():
     if args.one:
         return peer(args.one, settings[0][1], args.vocab, args.repeats)
     import device
-    where = device.chosen(args.device, device.CPU)
+    where = device.chosen(args.device, device.CPU, args.devices)
     print(f'{where.describe()}, V {args.vocab}')
     start = time.perf_counter()
     for text, setting in settings:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import device
 import report
 import saver
 import saving
@@ -652,6 +653,31 @@ def test_a_loss_that_becomes_nan_names_the_update_and_the_next_use_goes_back(mak
     ms.hyper.learnrate = 0.0001
     ms.trainmodel(resume=True, print_every=0)
     assert ms.model.updates == 12 and ms.history().steps['learnrate'].tolist() == pytest.approx([0.001] * 4 + [0.0001] * 8)
+
+
+def test_of_steps_that_are_told_of_late_no_checkpoint_and_no_row_is_wrong(make, monkeypatch):
+    """As on a device that computes by itself: a checkpoint in mid-round holds all steps made, and the history each of them once."""
+    plain, late, saved = make('plain'), make('late'), []
+    plain.trainmodel(num_rounds=2, train_len=6, batchsize=8, valid_len=1, print_every=0)
+    write = saving.write
+
+    def noting(ms, loss, losskind, **facts):
+        saved.append((losskind, ms.model.updates, loss, len(ms.history().steps['loss'])))
+        return write(ms, loss, losskind, **facts)
+    monkeypatch.setattr(saving, 'write', noting)
+    monkeypatch.setattr(device.Processor, 'runson', True)
+    late.trainmodel(num_rounds=2, train_len=6, batchsize=8, valid_len=1, print_every=0, save_every=1e-9)
+    losses = late.history().steps['loss']
+    assert late.history().steps['updates'].tolist() == list(range(1, 13))
+    np.testing.assert_array_equal(losses, plain.history().steps['loss'])
+    training = [each for each in saved if each[0] == 'training']
+    assert len(training) > 2 and all(updates == rows for _, updates, _, rows in saved)
+    before = 0
+    for kind, updates, loss, _ in saved:
+        if kind == 'training':
+            assert loss == pytest.approx(losses[before:updates].mean(), abs=1e-7)           # of the steps that no checkpoint held
+        before = updates
+    assert_same(plain, late)
 
 
 # --- The history ------------------------------------------------------------------------------------------------------
