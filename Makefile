@@ -56,6 +56,6 @@ fuzz: .venv/ready-test
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-theano demo .pytest_cache .ruff_cache .hypothesis __pycache__ */__pycache__
+	rm -rf .venv .venv-theano demo .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__ */__pycache__
 
 .PHONY: demo shell test test-long fuzz clean

@@ -6,14 +6,19 @@ Every threshold here was chosen so that healthy runs, of all optimizers and both
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 import history
 import report
 from errors import WorkDirError
-from reading import gates
+from reading import STILL, gates
+from run import Run
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 WINDOW = 100            # steps whose mean loss stands for where the training is
 NOISE = 1.6             # nats: standard deviation of a character's loss in a healthy run; a step's is this / sqrt(its characters)
@@ -43,7 +48,7 @@ class Text(NamedTuple):
     pairs: float                # that of a character where the one before is known
 
     @classmethod
-    def of(cls, codes, vocab):
+    def of(cls, codes: np.ndarray, vocab: int) -> Self:
         """Of an array of indices; its first 100,000 are enough."""
         codes = np.asarray(codes[:100_000]).astype(np.int64)
         letters, kinds = _entropy(codes)
@@ -61,11 +66,13 @@ def _entropy(values):
 class Advisor:
     """Watches a training and says, at most once a round, what is wrong with it. Silent, it does nothing."""
 
-    def __init__(self, ms, run):
+    def __init__(self, ms: 'ModelState', run: Run) -> None:
         """run: the Run that is carried out."""
         self.ms, self.run = ms, run
         self.clipped, self.learnrate = [], 0.0
-        self.start, self.points, self.text = ms.model.updates, None, None
+        self.start = ms.model.updates
+        self.points: list[Point] | None = None          # these two from the first round on
+        self.text: Text | None = None
         self.lowest = math.inf          # mean loss of any window so far
         # Whether training losses, and validations, are to be compared with those of the training before.
         before = ms.checkpoint.facts if ms.checkpoint else {}
@@ -74,13 +81,13 @@ class Advisor:
                                                        for name in ('batchsize', 'valid_len'))
         self.unchecked = 0              # characters since the gates were looked at
 
-    def step(self, loss, clipped, learnrate):
+    def step(self, loss: float, clipped: float, learnrate: float) -> None:
         """A step was made: its loss, the share of its gradient that was clipped, its learning rate."""
         if report.verbose:
             self.clipped.append(clipped)
             self.learnrate = learnrate
 
-    def round(self, validation, losses):
+    def round(self, validation: float, losses: Sequence[float]) -> str | None:
         """A round has ended with this validation loss and these losses of its steps: the most important advice, one line, or None."""
         clipped, self.clipped = float(np.mean(self.clipped or [0])), []
         if not report.verbose or not losses:
@@ -185,7 +192,7 @@ class Advisor:
             return None
         kinds = {'update gate is always 1 (state never changes)': (layer.zopen == 1).sum(),
                  'update gate is always 0 (nothing remembered)': (layer.zshut == 1).sum(),
-                 'state never varies': (layer.spread < layer.STILL).sum()}
+                 'state never varies': (layer.spread < STILL).sum()}
         return f'gates {l}', float(share), (f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: ms.restore(name) '
                                             f'an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
 
@@ -218,7 +225,8 @@ class Advisor:
         return 'low', 0.0, f'Learning slowly: {line}: {better}.'
 
 
-def toohigh(losses, noise, text, lowest, clipped, rows, validation):
+def toohigh(losses: Sequence[float] | np.ndarray, noise: float, text: Text, lowest: float, clipped: float, rows: int,
+            validation: float) -> tuple[float, str] | None:
     """(severity, what was seen, in words) where a round's losses are those of too high a rate, else None.
 
     noise: a step's in a healthy run; text: the Text; lowest: mean loss of the best window before the round; clipped: share of clipping
@@ -250,7 +258,7 @@ def toohigh(losses, noise, text, lowest, clipped, rows, validation):
     return None
 
 
-def overfitting(points, chars, rows, scatter):
+def overfitting(points: Sequence[Point], chars: int, rows: int, scatter: float) -> tuple[int, float] | None:
     """(rounds, rise above the best) where validation has risen since its best while training fell, else None.
 
     points: comparable Points, oldest first; chars: of a validation; rows: B; scatter: of a step's loss.
@@ -271,7 +279,7 @@ def overfitting(points, chars, rows, scatter):
     return (len(later), rise) if hasrisen and fell else None
 
 
-def toolow(steps, level, text):
+def toolow(steps: int, level: float, text: Text) -> str | None:
     """What the network does not know yet, in words, though after so many steps of its rate it should; None where it does or may.
 
     level: its loss; text: the Text. In a text whose pairs of letters tell nothing there is nothing to say.
@@ -286,12 +294,12 @@ def toolow(steps, level, text):
     return None
 
 
-def scatter(losses):
+def scatter(losses: Sequence[float] | np.ndarray) -> float:
     """How much a step's loss differs from its neighbours', as a standard deviation that neither a trend nor single leaps move."""
     return float(np.median(np.abs(np.diff(losses))) * 1.4826 / math.sqrt(2)) if len(losses) > 1 else 0.0
 
 
-def lowestwindow(losses):
+def lowestwindow(losses: Sequence[float] | np.ndarray) -> float:
     """The lowest mean of a tenth of the round, of 10 steps at least; infinity where there are fewer."""
     size = max(len(losses) // 10, 10)
     sums = np.cumsum([0.0, *losses])

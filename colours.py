@@ -8,8 +8,9 @@ import os
 import shutil
 import sys
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 LINEEND, TAB, UNSHOWN, BASE = '\u21b5', '\u21e5', '\ufffd', '\u25cc'
 INPLAIN = {LINEEND: '$', TAB: '>', BASE: ''}      # where an output's encoding lacks them; '?' for others
@@ -31,7 +32,7 @@ class Scale(NamedTuple):
     light: tuple
     marks: dict
 
-    def colour(self, level, isdark=True):
+    def colour(self, level: int, isdark: bool | None = True) -> tuple:
         """(R, G, B) of a level; isdark None: on a dark ground of its own."""
         ground, low, high = self.light if isdark is False else self.dark
         share = level / (self.high if level > 0 else self.low or 1)
@@ -45,7 +46,7 @@ SIGNED = Scale(-9, 9, ((24, 26, 31), (86, 180, 233), (255, 165, 20)), ((255, 255
                {level: str(level) if level > 0 else chr(ord('a') - level - 1) for level in range(-9, 10) if level})
 
 
-def ink(colour):
+def ink(colour: tuple) -> tuple:
     """(R, G, B) of text on that colour, black or white: whichever has more contrast (WCAG 2, relative luminance)."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -54,7 +55,7 @@ def ink(colour):
 
 # ---- what a terminal can show
 
-def depth(file=None):
+def depth(file: TextIO | None = None) -> int:
     """Colours that a file shows: 24 (bits) or 8 on a terminal that says so in COLORTERM or TERM, 0 elsewhere and where NO_COLOR is set
     (no-color.org)."""
     file, term = file or sys.stdout, os.environ.get('TERM', '')
@@ -69,18 +70,18 @@ def depth(file=None):
     return 8 if '256color' in term else 0
 
 
-def isdark():
+def isdark() -> bool | None:
     """Whether the terminal's background is dark, as COLORFGBG says where a terminal sets it; None: it doesn't say."""
     ground = os.environ.get('COLORFGBG', '').rpartition(';')[2]
     return ground not in ('7', '15') if ground.isdecimal() else None
 
 
-def width():
+def width() -> int:
     """The terminal's columns, 80 where there is none."""
     return max(shutil.get_terminal_size().columns, NARROWEST)
 
 
-def paint(text, colour, bits):
+def paint(text: str, colour: tuple, bits: int) -> str:
     """`text` on a background (R, G, B) in so many bits of colour, with an ink that it can be read in."""
     if bits == 24:
         codes = ';'.join(f'{which};2;{r};{g};{b}' for which, (r, g, b) in ((48, colour), (38, ink(colour))))
@@ -91,7 +92,7 @@ def paint(text, colour, bits):
 
 
 @lru_cache(None)
-def of256(colour):
+def of256(colour: tuple) -> int:
     """The nearest of xterm's 256 colours that all such terminals share: a cube of 6 x 6 x 6 and 24 greys."""
     steps = 0, 95, 135, 175, 215, 255
     table = {16 + 36 * r + 6 * g + b: (steps[r], steps[g], steps[b]) for r in range(6) for g in range(6) for b in range(6)}
@@ -102,7 +103,7 @@ def of256(colour):
 # ---- characters
 
 @lru_cache(1 << 16)
-def glyph(char):
+def glyph(char: str) -> tuple[str, int]:
     """(what to show for a character, its columns).
 
     Control characters get their control picture; what is no character, and what would change how others are shown (directions, joiners,
@@ -124,7 +125,7 @@ def glyph(char):
     return char, 2 if unicodedata.east_asian_width(char) in 'WF' else 1
 
 
-def name(char):
+def name(char: str) -> str:
     """'U+000A line feed', say: what a character is called."""
     called = unicodedata.name(char, '') or CONTROLS.get(char) or {'Cc': 'control character', 'Cs': 'surrogate', 'Co': 'private use'}.get(
         unicodedata.category(char), 'unassigned')
@@ -134,7 +135,7 @@ def name(char):
 CONTROLS = {'\0': 'null', '\t': 'tab', '\n': 'line feed', '\r': 'carriage return', '\x1b': 'escape', '\x7f': 'delete'}
 
 
-def shown(char, encoding='utf-8'):
+def shown(char: str, encoding: str = 'utf-8') -> str:
     """A character as it stands within a sentence: 'a', '\u21b5', or with its number where it can't be seen."""
     sign, columns = glyph(char)
     if sign == UNSHOWN and char != UNSHOWN or char.isspace() and char not in ' \n\t':
@@ -143,7 +144,7 @@ def shown(char, encoding='utf-8'):
     return f"'{sign}'"
 
 
-def encodable(text, encoding):
+def encodable(text: str, encoding: str) -> str:
     """`text` with other signs in place of those that the encoding lacks."""
     try:
         text.encode(encoding)
@@ -162,7 +163,7 @@ def _encodable(char, encoding):
 
 # ---- rows
 
-def rows(text, levels, scale, columns, bits, encoding='utf-8'):
+def rows(text: str, levels: Iterable[int], scale: Scale, columns: int, bits: int, encoding: str = 'utf-8') -> list[str]:
     """The rows of a terminal, a list of str, that show a text with a level, an integer, for each character.
 
     Line ends are shown, and lines wrapped at so many columns. With colours (bits 8 or 24) each character stands on that of its level;
@@ -214,7 +215,7 @@ def _onground(text, scale, level, bits, dark):
     return paint(text, scale.colour(level, dark), bits) if level or dark is None else text
 
 
-def legend(scale, labels, bits):
+def legend(scale: Scale, labels: dict[int, str], bits: int) -> str:
     """One line of a dict of level -> label, each label in its level's colour, of so many bits, 8 or 24."""
     dark = isdark()
     return ''.join(_onground(f' {label} ', scale, level, bits, dark) for level, label in labels.items())

@@ -17,6 +17,7 @@ import socket
 import sys
 import typing
 import warnings
+from collections.abc import Callable
 
 import cluster
 import report
@@ -46,11 +47,11 @@ class Option(typing.NamedTuple):
     flag: str = ''      # where the option is called otherwise than the parameter
 
     @property
-    def dashed(self):
+    def dashed(self) -> str:
         return (self.flag or self.name).replace('_', '-')
 
 
-def parameters(function, **flags):
+def parameters(function: Callable, **flags: str) -> list[Option]:
     """The Options of a function's parameters; flags: other names for some."""
     table, hints = described(function), typing.get_type_hints(function)
     return [Option(name, _types(hints.get(name), parameter.default), parameter.default, table.get(name, ''), flag=flags.get(name, ''))
@@ -58,17 +59,17 @@ def parameters(function, **flags):
             if name not in NOOPTION and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)]
 
 
-def hyperparameters():
+def hyperparameters() -> list[Option]:
     """The Options of HyperParams' fields."""
     hints = typing.get_type_hints(HyperParams)
     return [Option(field.name, _types(hints[field.name], field.default), field.default, field.metadata['comment'],
                    tuple(field.metadata.get('choices') or ())) for field in dataclasses.fields(HyperParams)]
 
 
-def described(function):
+def described(function: Callable) -> dict[str, str]:
     """What the table in a function's docstring says of each parameter: lines of `name   text` or `name: text`, and indented ones behind."""
     names, table, current = inspect.signature(function).parameters, {}, None
-    for line in inspect.getdoc(function).splitlines():
+    for line in (inspect.getdoc(function) or '').splitlines():
         found = re.match(r'(\w+)(?:: *| {2,})(\S.*)', line)
         if found and found[1] in names:
             current = found[1]
@@ -272,10 +273,10 @@ class Command(typing.NamedTuple):
     run: typing.Callable
 
     @property
-    def usage(self):
+    def usage(self) -> str:
         return ' '.join(self.paths)
 
-    def flags(self):
+    def flags(self) -> list[str]:
         """Every long option of the command."""
         options = [option for group in self.groups.values() for option in group]
         return [f'--{option.dashed}' for option in options] + [f'--no-{option.dashed}' for option in options if bool in option.types] + [
@@ -347,7 +348,7 @@ def _examples(lines):
     return 'examples:\n' + '\n'.join(f'  python3 {PROGRAM} {line}' for line in lines)
 
 
-def commandparser(name):
+def commandparser(name: str) -> argparse.ArgumentParser:
     """The ArgumentParser of a command's options; its paths are those words that are left over, in any order with the options."""
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(f'{PROGRAM} {name}', f'python3 {PROGRAM} {name} {command.usage} [options]', command.description,
@@ -365,7 +366,7 @@ def commandparser(name):
     return parser
 
 
-def mainparser():
+def mainparser() -> argparse.ArgumentParser:
     """The ArgumentParser that tells of all commands."""
     return argparse.ArgumentParser(
         PROGRAM, f'python3 {PROGRAM} COMMAND [paths and options]',
@@ -377,7 +378,7 @@ def mainparser():
         formatter_class=_formatter, add_help=False)
 
 
-def parse(argv):
+def parse(argv: list[str]) -> tuple[Command, list[str], dict, Callable]:
     """(Command, paths, options given by name, a function that refuses with a sentence) of the words of a command line.
 
     Raises SystemExit, as argparse does, where they are wrong or ask for help.
@@ -424,7 +425,7 @@ def _complain(text):
         print(f'{PROGRAM.removesuffix(".py")}: {text}', file=sys.stderr, flush=True)
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Do what the words of a command line say; the exit code."""
     try:
         try:
@@ -442,7 +443,7 @@ def run(argv):
         return 1
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """`run` as a process of its own: what a shell expects of output, pipes and warnings; the exit code."""
     for name in 'stdout', 'stderr':
         if getattr(sys, name) is None:          # closed by `>&-`

@@ -46,12 +46,12 @@ class NoCompiler(OSError):
     """The engine knows no C++ compiler."""
 
 
-def instructionsets():
+def instructionsets() -> list[str]:
     """Names of the instruction sets that this processor has, best first."""
     return list(dict.fromkeys(name for name, _, _ in _had()))
 
 
-def named(wanted):
+def named(wanted: str) -> str:
     """The instruction set that the user calls `wanted`, by its name in NAMES.
 
     Raises ValueError for one that this processor lacks, the compiler doesn't know the flags of, or that there isn't.
@@ -73,7 +73,7 @@ def named(wanted):
     return name
 
 
-def compiled(name=None):
+def compiled(name: str | None = None) -> Path:
     """Path of the library for the best instruction set, or for the one of this name; compiled if it isn't in the cache.
 
     Raises OSError (NoCompiler without a compiler) or subprocess.CalledProcessError; `why` says in a sentence what that means.
@@ -111,7 +111,7 @@ def compiled(name=None):
     return path
 
 
-def why(error):
+def why(error: Exception) -> str:
     """What kept `compiled` from its library, in a sentence."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line for line in (error.stderr or '').splitlines() if 'error' in line] or [f'{error.cmd[0]} ended with {error.returncode}']

@@ -11,6 +11,7 @@ Apply           a node of the graph
 Disconnected    `Disconnected()`: the gradient of an input (an index, say) that has none
 isdisconnected  whether a gradient is such a one
 compilefunction, compilejax, checkjax, evaluate
+Expression      the type of a graph's variables, in signatures
 held, hold      the array in a shared variable as it lies there, and to put one there
 """
 
@@ -22,10 +23,12 @@ import shutil
 import stat
 import tempfile
 import warnings
+from typing import Any
 
 import numpy as np
 
 NAMES = ('pytensor', 'theano')
+Expression = Any            # in signatures: a variable of the engine's graphs, or what one is made of
 
 
 def _choose():
@@ -97,7 +100,7 @@ else:
         import theano.tensor as T
     from theano import Apply, Constant
 
-    class _Op(theano.Op):
+    class _Op(theano.Op):           # type: ignore[no-redef]
         """Theano's Op under PyTensor's way to declare a gradient."""
 
         def L_op(self, inputs, outputs, output_grads):

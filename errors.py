@@ -28,39 +28,41 @@ class CheckpointError(WorkDirError):
     """A checkpoint is missing, damaged, or doesn't fit the model."""
 
 
-def checkint(name, value, low=0, high=None):
+def checkint(name: str, value: object, low: int = 0, high: int | None = None) -> int:
     """`value` as an int within low .. high; else TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f'{name} takes a whole number, got {short(value)}')
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"from {low} to {high:,}"}, got {short(value)}')
-    return int(value)
+    return number
 
 
-def checkreal(name, value, low=-math.inf, high=math.inf, islowallowed=True, ishighallowed=False):
+def checkreal(name: str, value: object, low: float = -math.inf, high: float = math.inf, islowallowed: bool = True,
+              ishighallowed: bool = False) -> float:
     """`value` as a float between low and high, of which each counts as in between where it is allowed; else
     TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name} takes a number, got {short(value)}')
     try:
-        value = float(value)
+        number = float(value)
     except OverflowError:           # of an int with hundreds of digits
-        value = math.inf if value > 0 else -math.inf
-    if not (low < value < high or value == low and islowallowed or value == high and ishighallowed):
+        number = -math.inf if value < 0 else math.inf
+    if not (low < number < high or number == low and islowallowed or number == high and ishighallowed):
         wanted = f'{"at least" if islowallowed else "more than"} {low}' + (
             f' and {"at most" if ishighallowed else "below"} {high}' if high < math.inf else ' and finite')
-        raise ValueError(f'{name} must be {wanted}, got {value}')
-    return value
+        raise ValueError(f'{name} must be {wanted}, got {number}')
+    return number
 
 
-def checkbool(name, value):
+def checkbool(name: str, value: object) -> bool:
     """`value` as a bool; else TypeError in one sentence."""
     if type(value).__name__ not in ('bool', 'bool_'):      # NumPy's too
         raise TypeError(f'{name} takes True or False, got {short(value)}')
     return bool(value)
 
 
-def checktext(name, value):
+def checktext(name: str, value: object) -> str:
     """`value`, a str of at least one character; else TypeError or ValueError in one sentence."""
     if not isinstance(value, str):
         raise TypeError(f'{name} takes a str, got {short(value)}')
@@ -69,7 +71,7 @@ def checktext(name, value):
     return value
 
 
-def checkpath(name, value):
+def checkpath(name: str, value: object) -> str:
     """`value`, a str or a path, as a str with ~ expanded; else TypeError or ValueError in one sentence."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(f'{name} takes a path, got {short(value)}')
@@ -79,14 +81,14 @@ def checkpath(name, value):
     return os.path.expanduser(path)
 
 
-def checkmemory(what, needed, advice):
+def checkmemory(what: str, needed: float, advice: str) -> None:
     """MemoryError, in one sentence with the advice, where `what` takes more bytes than this machine has."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if needed > memory:
         raise MemoryError(f'{what} takes about {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: {advice}')
 
 
-def short(value):
+def short(value: object) -> str:
     """`repr(value)`, however long, in one line of at most 80 characters."""
     try:
         text = ' '.join(line.strip() for line in repr(value).splitlines())
@@ -95,6 +97,6 @@ def short(value):
     return text if len(text) <= 80 else text[:60] + ' ...'
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """What another library's exception says, as a short phrase within a sentence."""
     return ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:120].rstrip('.') or type(error).__name__

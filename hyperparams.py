@@ -3,6 +3,7 @@
 import difflib
 import math
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 
@@ -72,7 +73,7 @@ class HyperParams:
     init: str = _choice('first recurrent weights', 'uniform', 'orthogonal', forgood='the first parameters were drawn by it')
     valid_frac: float = _hyper(0.0, 'share of the text, at its end, that is held out from training', high=1, forgood='it parts the text')
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: object) -> None:
         if name not in _FIELDS:
             raise AttributeError(_unknown(name))
         value = _checked(_FIELDS[name], value)
@@ -81,14 +82,14 @@ class HyperParams:
             raise AttributeError(f'{name} is {getattr(self, name)} for good, {why}: make a new model for {name}={value}')
         super().__setattr__(name, value)
 
-    def facts(self):
+    def facts(self) -> dict:
         """The values as a plain dict, for a file."""
         return asdict(self)
 
 
 _FIELDS = {f.name: f for f in fields(HyperParams)}
 FORGOOD = [name for name, f in _FIELDS.items() if f.metadata['forgood']]
-HyperParams.__doc__ += '\n' + ''.join(
+HyperParams.__doc__ = f'{HyperParams.__doc__}\n' + ''.join(
     textwrap.fill(f'{f"{name}={f.default}":20}{f.metadata["comment"]}', 74, initial_indent='    ', subsequent_indent=' ' * 24,
                   break_on_hyphens=False) + '\n' for name, f in _FIELDS.items())        # 70 columns wide, as help() indents them by 9
 
@@ -107,7 +108,7 @@ def _checked(f, value):
     return value
 
 
-def checkchoice(name, value, choices):
+def checkchoice(name: str, value: object, choices: Sequence[str]) -> str:
     """`value` if it is one of the strings `choices`; TypeError or ValueError names these, and the nearest."""
     if not isinstance(value, str):
         raise TypeError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
@@ -116,20 +117,20 @@ def checkchoice(name, value, choices):
     return str(value)
 
 
-def nearest(name, names):
+def nearest(name: object, names: Iterable[str]) -> str:
     """', did you mean ...?' with the one of `names` nearest to `name`, or '' where none is near."""
     near = difflib.get_close_matches(str(name), names, 1, 0.5)
     return f', did you mean {near[0]}?' if near else ''
 
 
-def checknames(names, others=()):
+def checknames(names: Iterable[str], others: Iterable[str] = ()) -> None:
     """TypeError for the first of `names` that is no hyperparameter's; it names the nearest of those and of `others`."""
     for name in names:
         if name not in _FIELDS:
             raise TypeError(_unknown(name, others))
 
 
-def checkgiven(given):
+def checkgiven(given: dict) -> None:
     """ValueError for a hyperparameter that another makes useless; `given`: a dict of those that a person chose in one call, checked values.
 
     Only for such: in a model whose optimizer was changed later, what the one before read may well stand.
@@ -155,4 +156,4 @@ def _withnames(init):
     return __init__
 
 
-HyperParams.__init__ = _withnames(HyperParams.__init__)
+HyperParams.__init__ = _withnames(HyperParams.__init__)         # type: ignore[method-assign]

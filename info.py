@@ -2,21 +2,25 @@
 
 import os
 import shutil
+from typing import TYPE_CHECKING
 
 import history
 from errors import RNGRUError
 from lock import LOCKFILE, holder
 from storage import filechecksum, isanytemp, loadfacts
 
+if TYPE_CHECKING:
+    from model import ModelState
+
 
 class Info(str):
     """A text that the shell shows as it is."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return str(self)
 
 
-def describe(ms, datafile):
+def describe(ms: 'ModelState', datafile: str) -> Info:
     """The Info of a ModelState; reads every file once. `datafile`: the encoded text's name."""
     directory = ms.workdir.path
     found, bad = ms.workdir.scan()

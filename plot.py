@@ -3,12 +3,17 @@
 import io
 import math
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import report
 from errors import checkbool, checkpath, short
 from history import Table, read
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT = 'training.png'                    # where there is no display to show it on
 SUFFIXES = ('.png', '.svg', '.pdf')
@@ -19,7 +24,8 @@ LINES = 1000                                # a line of more points is drawn as 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 
 
-def plot(histories, path=None, *, logx=False):
+def plot(histories: str | os.PathLike | Table | Sequence[str | os.PathLike | Table], path: str | os.PathLike | None = None, *,
+         logx: bool = False) -> 'Figure':
     """Draw training and validation losses over the characters seen and over
     the time of training; the matplotlib Figure.
 

@@ -10,15 +10,20 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from generate import Stream
 
 verbose = True
 messages = 'stdout'         # where messages and progress go: that name in `sys`, looked up each time
 
 
 @contextlib.contextmanager
-def quiet(silent=True):
+def quiet(silent: bool = True) -> Iterator[None]:
     """Within the `with` block say nothing, where `silent`."""
     global verbose
     before = verbose
@@ -29,7 +34,7 @@ def quiet(silent=True):
         verbose = before
 
 
-def say(text=''):
+def say(text: str = '') -> None:
     """Print a message for a person, above a progress bar if one is shown."""
     if verbose:
         with contextlib.suppress(OSError, ValueError):  # whoever listened has gone (a closed pipe or terminal): work goes on
@@ -38,7 +43,7 @@ def say(text=''):
             file.flush()
 
 
-def warn(text):
+def warn(text: str) -> None:
     """Say what must not go unnoticed: where messages are silenced, as a UserWarning."""
     if verbose:
         say(text)
@@ -46,14 +51,14 @@ def warn(text):
         warnings.warn(text, stacklevel=3)
 
 
-def alarm(text):
+def alarm(text: str) -> None:
     """Say on standard error, whatever is silenced, why the process ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         tqdm.write(printable(text, sys.stderr), file=sys.stderr)
         sys.stderr.flush()
 
 
-def write(stream):
+def write(stream: 'Stream') -> bool:
     """Print the pieces of a text that is being written, or of several, one text after the other; Ctrl-C ends it, and keeps what there is.
 
     Gives whether it came to the end of the text, without a Ctrl-C.
@@ -79,7 +84,7 @@ def write(stream):
     return iswhole
 
 
-def printable(text, file):
+def printable(text: str, file: TextIO) -> str:
     """`text` with a question mark for each character that `file` can't show."""
     encoding = getattr(file, 'encoding', None) or 'utf-8'
     return text.encode(encoding, 'replace').decode(encoding)
@@ -88,7 +93,7 @@ def printable(text, file):
 class Progress:
     """How far a round of training is: a bar on a terminal, plain lines elsewhere (about ten a round, at most one in 5 seconds)."""
 
-    def __init__(self, title, steps, unit):
+    def __init__(self, title: str, steps: int, unit: int) -> None:
         """steps: how many there are; unit: characters in a step."""
         self.title, self.steps, self.unit = title, steps, unit
         self.done, self.start, self.line = 0, time.monotonic(), time.monotonic()
@@ -97,7 +102,7 @@ class Progress:
             self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=getattr(sys, messages), leave=False,
                             dynamic_ncols=True, bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
 
-    def step(self, loss, count=1):
+    def step(self, loss: float, count: int = 1) -> None:
         """So many more steps are done; `loss`: what to show, nats per character."""
         before, self.done = self.done, self.done + count
         if self.bar is not None:
@@ -112,7 +117,7 @@ class Progress:
                 left = (self.steps - self.done) * self.unit / rate
                 say(f'{self.title}: {self.done}/{self.steps} steps, loss {loss:.3f}, {rate:,.0f} characters/s, {left:.0f} s left')
 
-    def close(self):
+    def close(self) -> None:
         """Take the bar away."""
         if self.bar is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -128,11 +133,11 @@ def _onterminal():
         return False
 
 
-def counted(number, thing):
+def counted(number: int, thing: str) -> str:
     """'3 rounds', '1 round'."""
     return f'{number:,} {thing}{"s" * (number != 1)}'
 
 
-def lossline(loss):
+def lossline(loss: float) -> str:
     """'1.5432 nats/char (2.2264 bits)'."""
     return f'{loss:.4f} nats/char ({loss / math.log(2):.4f} bits)'

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from report import counted, lossline
 from run import Run, planned
 from saver import Control, Saver
 
+if TYPE_CHECKING:
+    from model import ModelState
+
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 MEASURE = 1.5                               # seconds, before a run that is planned by time
 
@@ -29,7 +32,7 @@ class Interrupts:
 
     asked = False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.before = None
         if threading.current_thread() is threading.main_thread():       # elsewhere Python allows no handlers
             self.before = signal.signal(signal.SIGINT, self._handle)
@@ -42,12 +45,13 @@ class Interrupts:
         with contextlib.suppress(RuntimeError):         # it came while the progress bar was being written
             report.say('\nCtrl-C: stopping after this step (again: at once) ...')
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
 
 
-def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=None):
+def train(ms: 'ModelState', run: Run, seconds: float | None, clear_state: bool, print_every: int, save_every: float, keep: int | None,
+          watch: str | None = None) -> None:
     """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None.
 
     The other arguments are `ModelState.trainmodel`'s, checked.
@@ -184,12 +188,12 @@ def _change(kind, before, loss):
     return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than before{" training" * (kind == "untrained")}'
 
 
-def advance(pos, epoch, epochsteps):
+def advance(pos: int, epoch: int, epochsteps: int) -> tuple[int, int]:
     """(pos, epoch) behind one step. Where pos is 0, states are to be `rolled` before the next one."""
     return (pos + 1, epoch) if pos + 1 < epochsteps else (0, epoch + 1)
 
 
-def rolled(state):
+def rolled(state: np.ndarray | list[np.ndarray]) -> np.ndarray:
     """States, a list of arrays (B, H) or their stack, at an epoch's end: row i goes on where row i - 1 stopped, so that each walks through
     the whole text."""
     return np.roll(state, 1, axis=-2)
@@ -238,16 +242,16 @@ def _step(ms, run, epochsteps):
 class Accounts:
     """What is kept and said of a round's steps; of each, on a device that computes by itself, while the next one is under way."""
 
-    def __init__(self, ms, saver, advisor, progress):
+    def __init__(self, ms: 'ModelState', saver: Saver, advisor: Advisor, progress: report.Progress) -> None:
         self.ms, self.saver, self.advisor, self.progress = ms, saver, advisor, progress
         self.losses, self.open, self.last = [], [], 0.0
 
-    def enter(self, step):
+    def enter(self, step: Step) -> None:
         """A step was made."""
         self.open.append(step)
         self.settle(1 if self.ms.device.runson else 0)
 
-    def settle(self, left=0):
+    def settle(self, left: int = 0) -> None:
         """Close the accounts of all steps but the last `left`."""
         while len(self.open) > left:
             step = self.open.pop(0)

@@ -6,8 +6,12 @@
 
 import math
 import os
+import pathlib
 import time
 import types
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,12 +30,15 @@ from storage import filechecksum
 from train import Interrupts
 from trial import Trial, runtrial, sentence
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PICTURE = 'trials.png'
 BLAS = 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'         # what NumPy's products go by
 
 
-def tryhyper(srcfile, workdir, grid, *, workers: int | None = None, threads: int | None = None, executor=None, verbose: bool = True,
-             **fixed):
+def tryhyper(srcfile: str | os.PathLike, workdir: str | os.PathLike, grid: dict | list, *, workers: int | None = None,
+             threads: int | None = None, executor: Executor | None = None, verbose: bool = True, **fixed: Any) -> 'Trials':
     """Train a model for each setting of a grid, several at a time, and tell
     which did best; the Trials.
 
@@ -140,7 +147,7 @@ def _checktext(trials, srcfile, fixed):
 
 # --- Carrying them out ----------------------------------------------------------------------------------------------------
 
-def shares(count, workers=None, threads=None):
+def shares(count: int, workers: int | None = None, threads: int | None = None) -> tuple[int, int]:
     """(workers, threads of each) for so many trials: as asked, or all cores, in equal parts."""
     cores = native.checkthreads(None) or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
     workers = min(workers or cores, count)
@@ -203,7 +210,7 @@ def _result(future):
 class Watch:
     """Shows how far the trials under way are, by the ends of their histories, and tells how each ended."""
 
-    def __init__(self, trials):
+    def __init__(self, trials: Sequence[Trial]) -> None:
         self.trials, self.count, self.before = list(trials), 0, time.monotonic()
         self.done = {trial: min(trial.latest()[0], trial.steps) for trial in trials}
         self.progress, total = None, sum(trial.steps for trial in trials) - sum(self.done.values())
@@ -211,7 +218,7 @@ class Watch:
             self.progress = report.Progress(counted(len(trials), 'trial'), total, round(np.mean([
                 trial.full['batchsize'] * trial.full['seq_len'] for trial in trials])))
 
-    def look(self):
+    def look(self) -> None:
         """At most once in a second."""
         if self.progress and time.monotonic() - self.before > 1:
             self.before, count, losses = time.monotonic(), 0, []
@@ -223,7 +230,7 @@ class Watch:
             if count:
                 self.progress.step(min(losses, default=math.nan), count)
 
-    def ended(self, trial, result):
+    def ended(self, trial: Trial, result: dict) -> None:
         """This trial came to an end, with what `runtrial` gave."""
         why = result.get('why')
         try:
@@ -239,7 +246,7 @@ class Watch:
             report.say(f'{self.count}/{len(self.trials)} {trial.name}: {trial.state}' + (
                 f', {trial.why}' if trial.why else f', validation loss {lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
 
-    def close(self):
+    def close(self) -> None:
         """Take the progress bar away."""
         if self.progress:
             self.progress.close()
@@ -251,17 +258,17 @@ class Trials(list):
     """The Trials of a grid, the lowest validation loss first: a list that
     shows itself as a table."""
 
-    def __init__(self, trials, workdir):
+    def __init__(self, trials: Iterable[Trial], workdir: pathlib.Path) -> None:
         """workdir: the path of the directory that theirs are in."""
         super().__init__(trials)
         self.workdir = workdir
 
     @property
-    def best(self):
+    def best(self) -> Trial | None:
         """The Trial that is done with the lowest validation loss, or None."""
         return min((trial for trial in self if trial.state == 'done'), key=Trial.rank, default=None)
 
-    def plot(self, path=None, *, most=7, logx=False):
+    def plot(self, path: str | os.PathLike | None = None, *, most: int = 7, logx: bool = False) -> 'Figure':
         """Draw the training and validation losses of the `most` best trials: see
         plot.plot; the matplotlib Figure.
 
@@ -281,7 +288,7 @@ class Trials(list):
             raise ValueError('no trial has learnt anything yet')
         return plot.plot(drawn[:checkint('most', most, 1)], path, logx=logx)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if not self:
             return 'No trials.'
         values = {name: [trial.setting.get(name, trial.full[name]) for trial in self] for name in GRID
@@ -301,7 +308,7 @@ class Trials(list):
         return '\n'.join(lines)
 
 
-def lossof(trial):
+def lossof(trial: Trial) -> str:
     """A Trial's loss in a few characters, '' where there is none."""
     return '' if not math.isfinite(trial.loss) else f'{trial.loss:.4f}' if abs(trial.loss) < 1e6 else f'{trial.loss:.4g}'
 

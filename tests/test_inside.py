@@ -49,7 +49,7 @@ def test_surprise_is_the_score_and_states_are_those_of_trackneurons(ms):
         np.testing.assert_allclose(read.shares, ms.score(text).shares, atol=1e-9)
         np.testing.assert_array_equal(bare.shares, ms.score(text).shares)
         np.testing.assert_array_equal(read.states, ms.trackneurons(text))
-        assert bare.states is None and read.likeliest.shape == read.chances.shape == (len(text), 5)
+        assert not len(bare.states) and read.likeliest.shape == read.chances.shape == (len(text), 5)
 
 
 def test_gates_are_those_of_the_naive_network(ms, monkeypatch):
