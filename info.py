@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import colours
 import history
 from errors import RNGRUError
 from lock import LOCKFILE, holder
@@ -10,10 +11,10 @@ from storage import filechecksum, isanytemp, loadfacts
 
 
 class Info(str):
-    """A text that the shell shows as it is."""
+    """A text that the shell shows as it is, its long lines broken where the terminal ends."""
 
     def __repr__(self):
-        return str(self)
+        return colours.fitting(str(self))
 
 
 def describe(ms, datafile):

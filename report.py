@@ -13,6 +13,8 @@ import warnings
 
 from tqdm import tqdm
 
+import colours
+
 verbose = True
 messages = 'stdout'         # where messages and progress go: that name in `sys`, looked up each time
 
@@ -29,13 +31,11 @@ def quiet(silent=True):
         verbose = before
 
 
-def say(text=''):
-    """Print a message for a person, above a progress bar if one is shown."""
+def say(text='', isfolded=True):
+    """Print a message for a person, above a progress bar if one is shown; on a terminal, lines that are too long for it are broken at
+    blanks, but not where `isfolded` is False: a text that a model wrote stays as it is."""
     if verbose:
-        with contextlib.suppress(OSError, ValueError):  # whoever listened has gone (a closed pipe or terminal): work goes on
-            file = getattr(sys, messages)
-            tqdm.write(printable(text, file), file=file)
-            file.flush()
+        _put(text, getattr(sys, messages, None), isfolded)
 
 
 def warn(text):
@@ -48,9 +48,14 @@ def warn(text):
 
 def alarm(text):
     """Say on standard error, whatever is silenced, why the process ends."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        tqdm.write(printable(text, sys.stderr), file=sys.stderr)
-        sys.stderr.flush()
+    _put(text, sys.stderr)
+
+
+def _put(text, file, isfolded=True):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # whoever listened has gone (a closed pipe or terminal): work goes on
+        columns = isfolded and _columns(file)
+        tqdm.write(printable(colours.folded(text, columns) if columns else text, file), file=file)
+        file.flush()
 
 
 def write(stream):
@@ -93,7 +98,7 @@ class Progress:
         self.title, self.steps, self.unit = title, steps, unit
         self.done, self.start, self.line = 0, time.monotonic(), time.monotonic()
         self.bar = None
-        if verbose and _onterminal():
+        if verbose and _columns(getattr(sys, messages, None)):     # a bar would show nothing where there is no width
             self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=getattr(sys, messages), leave=False,
                             dynamic_ncols=True, bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
 
@@ -119,13 +124,12 @@ class Progress:
                 self.bar.close()
 
 
-def _onterminal():
-    """Whether messages go to a terminal that has a width: some programs' terminals have none, and a bar would show nothing there."""
+def _columns(file):
+    """Columns of the terminal that a file is; 0 where it is none, or one without a width, as some programs' are."""
     try:
-        file = getattr(sys, messages)
-        return file.isatty() and os.get_terminal_size(file.fileno()).columns > 0
+        return os.get_terminal_size(file.fileno()).columns if colours.isterminal(file) else 0
     except (AttributeError, OSError, ValueError):       # IDLE's shell, say, is a terminal without a file
-        return False
+        return 0
 
 
 def counted(number, thing):

@@ -1,0 +1,54 @@
+"""What a person is told: on a terminal, in a pipe, and in the shell where something was asked for that can't be."""
+
+import os
+import pty
+import select
+import sys
+import termios
+
+import pytest
+
+import report
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """screen(columns): standard output is a terminal of so many; gives a function that tells whether a text came there, and no more."""
+    opened = []
+
+    def screen(columns):
+        leader, follower = pty.openpty()
+        termios.tcsetwinsize(leader, (24, columns))
+        opened.extend([os.fdopen(leader, 'rb', 0), os.fdopen(follower, 'w', encoding='utf-8')])
+        monkeypatch.setattr(sys, 'stdout', opened[-1])
+
+        def shows(expected):
+            seen, expected = b'', expected.replace('\n', '\r\n').encode()
+            while select.select([leader], [], [], 5 * (len(seen) < len(expected)))[0]:
+                seen += os.read(leader, 65536)
+            assert seen.decode() == expected.decode()
+            return True
+        return shows
+    monkeypatch.setattr(report, 'verbose', True)
+    yield screen
+    monkeypatch.undo()
+    for file in opened:
+        file.close()
+
+
+def test_a_message_is_broken_at_blanks_where_the_terminal_ends_and_a_text_of_a_model_is_not(screen):
+    said, text = 'Round 1/1: validation loss 2.0681 nats/char (2.9836 bits), 2.5066 less than before training', 'to be or not ' * 9
+    shows = screen(60)
+    report.say(said)
+    assert shows('Round 1/1: validation loss 2.0681 nats/char (2.9836 bits),\n  2.5066 less than before training\n')
+    report.say(text, isfolded=False)
+    assert shows(text + '\n')
+    shows = screen(100)
+    report.say(said)
+    assert shows(said + '\n')
+
+
+def test_where_no_terminal_is_lines_stay_whole(capsys, monkeypatch):
+    monkeypatch.setattr(report, 'verbose', True)
+    report.say('word ' * 100 + '.')
+    assert capsys.readouterr().out == 'word ' * 100 + '.\n'
