@@ -7,6 +7,7 @@ to standard error, so that standard output holds what was asked for only.
 import contextlib
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -16,6 +17,7 @@ from tqdm import tqdm
 import colours
 
 verbose = True
+COMMANDS = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f]')      # control characters but tab and line feed
 messages = 'stdout'         # where messages and progress go: that name in `sys`, looked up each time
 
 
@@ -85,8 +87,11 @@ def write(stream):
 
 
 def printable(text, file):
-    """`text` with a question mark for each character that `file` can't show."""
+    """`text` with a question mark for each character that `file` can't show, and on a terminal with a sign for each that would command it:
+    a model may write the escape sequences of the text that it learnt, and broken ones."""
     encoding = getattr(file, 'encoding', None) or 'utf-8'
+    if colours.isterminal(file):
+        text = COMMANDS.sub(lambda found: colours.glyph(found[0])[0], text)
     return text.encode(encoding, 'replace').decode(encoding)
 
 

@@ -52,3 +52,17 @@ def test_where_no_terminal_is_lines_stay_whole(capsys, monkeypatch):
     monkeypatch.setattr(report, 'verbose', True)
     report.say('word ' * 100 + '.')
     assert capsys.readouterr().out == 'word ' * 100 + '.\n'
+
+
+def test_what_a_model_writes_commands_no_terminal_and_stands_in_a_file_as_it_is(screen, capsys):
+    class Stream(list):
+        islist = False
+
+    written = 'a\x1b[33m\u65e5\x07\x9b1m\x7f\tb\n\U0001f468\u200d\U0001f680'
+    report.write(Stream([written, written]))
+    assert capsys.readouterr().out == 2 * written + '\n'
+    shows, seen = screen(80), 'a\u241b[33m\u65e5\u2407\ufffd1m\u2421\tb\n\U0001f468\u200d\U0001f680'
+    report.write(Stream([written, written]))
+    assert shows(2 * seen + '\n')
+    report.say(written, isfolded=False)
+    assert shows(seen + '\n')
