@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import traceback
 import warnings
 
 from tqdm import tqdm
@@ -58,6 +59,19 @@ def _put(text, file, isfolded=True):
         columns = isfolded and _columns(file)
         tqdm.write(printable(colours.folded(text, columns) if columns else text, file), file=file)
         file.flush()
+
+
+def complain(kind, error, trace):
+    """`sys.excepthook` of the interactive shell. Of wrong use of the library it says the sentence, and where in functions of the person's
+    own it came about; all else is Python's to tell. `traceback.print_last()` tells everything, of both."""
+    frames, here = traceback.extract_tb(trace), os.path.dirname(os.path.abspath(__file__))
+    inside = [not frame.filename.startswith('<') and os.path.dirname(os.path.abspath(frame.filename)) == here for frame in frames]
+    # On purpose: the last line is one of ours that says so. An error that came about is a defect, and its whole traceback wanted.
+    if not issubclass(kind, Exception) or not inside or not inside[-1] or not frames[-1].line.startswith('raise '):
+        return sys.__excepthook__(kind, error, trace)
+    theirs = [frame for frame, isours in zip(frames, inside) if not isours]
+    lines = traceback.format_list(theirs) if len(theirs) > 1 else []            # one: what was typed
+    alarm(''.join(['Traceback (most recent call last):\n'] * bool(lines) + lines) + f'{kind.__name__}: {error}')
 
 
 def write(stream):

@@ -2,13 +2,16 @@
 
 import os
 import pty
+import re
 import select
+import subprocess
 import sys
 import termios
 
 import pytest
 
 import report
+from conftest import ROOT
 
 
 @pytest.fixture
@@ -66,3 +69,26 @@ def test_what_a_model_writes_commands_no_terminal_and_stands_in_a_file_as_it_is(
     assert shows(2 * seen + '\n')
     report.say(written, isfolded=False)
     assert shows(seen + '\n')
+
+
+def test_the_shell_tells_wrong_use_in_its_sentence_alone_and_all_else_with_its_traceback():
+    """Each part of what is typed, and what is said to it."""
+    parts = {"ModelState.load('nowhere')": lambda lines: lines == [
+                 f"FileNotFoundError: there is no directory '{ROOT}/nowhere': check the name, or make a model in it with "
+                 'ModelState.initfromsrcfile()'],
+             'HyperParams(layer=2)': lambda lines: len(lines) == 1 and 'did you mean layers?' in lines[0],
+             "def mine(name):\n    ModelState.load(name)\n\nmine('nowhere')": lambda lines: (
+                 lines[0].startswith('Traceback') and any(line.endswith('in mine') for line in lines)
+                 and not any('in load' in line for line in lines) and lines[-1].startswith('FileNotFoundError: ')),
+             '1 / 0': lambda lines: (lines[0].startswith('Traceback') and lines[-1] == 'ZeroDivisionError: division by zero'),
+             # A defect of the library's shows all of its traceback, and so does wrong use to whoever asks for it.
+             "import opening, traceback\nopening.checkpath = None\nModelState.load('nowhere')": lambda lines: (
+                 any('in load' in line for line in lines) and lines[-1].startswith('TypeError')),
+             'traceback.print_last()': lambda lines: any('in load' in line for line in lines)}
+    typed = '\n'.join(f'{part}\nprint("---", file=sys.stderr)' for part in parts)
+    done = subprocess.run([sys.executable, '-i', 'rn_rnn_char.py'], cwd=ROOT, input=f'import sys\n{typed}\n', capture_output=True,
+                          text=True, timeout=60)
+    told = re.sub(r'>>> |\.\.\. ', '', done.stderr).split('---\n')
+    for (typed, isright), said in zip(parts.items(), told, strict=False):
+        assert isright(said.strip().split('\n')), (typed, said)
+    assert len(told) == len(parts) + 1
