@@ -4,6 +4,7 @@ The maps are of one hue for amounts and of two, blue and orange, for what has a 
 colours as in Okabe and Ito 2008, Color Universal Design), and grow steadily stronger against the background.
 """
 
+import math
 import os
 import shutil
 import sys
@@ -55,15 +56,19 @@ def ink(colour: tuple) -> tuple:
 
 # ---- what a terminal can show
 
+def isterminal(file: TextIO | None) -> bool:
+    """Whether a file is a terminal."""
+    try:
+        return file.isatty()
+    except (AttributeError, ValueError):            # None, an object of somebody's own, a closed file
+        return False
+
+
 def depth(file: TextIO | None = None) -> int:
     """Colours that a file shows: 24 (bits) or 8 on a terminal that says so in COLORTERM or TERM, 0 elsewhere and where NO_COLOR is set
     (no-color.org)."""
     file, term = file or sys.stdout, os.environ.get('TERM', '')
-    try:
-        isterminal = file.isatty()
-    except (AttributeError, ValueError):
-        isterminal = False
-    if not isterminal or os.environ.get('NO_COLOR') or term in ('', 'dumb'):
+    if not isterminal(file) or os.environ.get('NO_COLOR') or term in ('', 'dumb'):
         return 0
     if os.environ.get('COLORTERM', '') in ('truecolor', '24bit') or term.endswith('-direct'):
         return 24
@@ -162,6 +167,38 @@ def _encodable(char, encoding):
 
 
 # ---- rows
+
+def span(text: str) -> int:
+    """The columns that a text of one line takes."""
+    return sum(glyph(char)[1] for char in text)
+
+
+def fitting(text: str | list[str]) -> str:
+    """Words, a str or a list of parts that stay whole, as standard output takes them: `folded` where that is a terminal."""
+    columns = width() if isterminal(sys.stdout) else math.inf
+    return folded(text, columns) if isinstance(text, str) else '\n'.join(_fitted(text, columns, 4 * ' '))
+
+
+def folded(text: str, columns: float) -> str:
+    """`text` with each line of more than so many columns broken at blanks, its rest indented by two more; a longer word stays whole."""
+    rows = []
+    for line in text.split('\n'):
+        first, *words = line.lstrip(' ').split(' ')
+        indent = line[:len(line) - len(line.lstrip(' '))]
+        rows += _fitted([indent + first, *words], columns, indent + '  ')
+    return '\n'.join(rows)
+
+
+def _fitted(parts, columns, indent):
+    """Rows, a list of str, of as many of the parts each as so many columns hold, a blank between them; `indent`: of all but the first."""
+    rows = parts[:1]
+    for part in parts[1:]:
+        if span(rows[-1]) + 1 + span(part) > columns:
+            rows.append(indent + part)
+        else:
+            rows[-1] += ' ' + part
+    return rows
+
 
 def rows(text: str, levels: Iterable[int], scale: Scale, columns: int, bits: int, encoding: str = 'utf-8') -> list[str]:
     """The rows of a terminal, a list of str, that show a text with a level, an integer, for each character.

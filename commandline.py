@@ -231,7 +231,7 @@ def _modelandtext(paths, given):
 
 def _info(paths, given, refuse):
     ms = ModelState.load(paths[0])
-    print(f'{ms.info()}\n\n{ms.checkpoints()}')
+    print(f'{ms.info()!r}\n\n{ms.checkpoints()}')
     return 0
 
 

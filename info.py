@@ -4,6 +4,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+import colours
 import history
 from errors import RNGRUError
 from lock import LOCKFILE, holder
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Info(str):
-    """A text that the shell shows as it is."""
+    """A text that the shell shows as it is, its long lines broken where the terminal ends."""
 
     def __repr__(self) -> str:
-        return str(self)
+        return colours.fitting(str(self))
 
 
 def describe(ms: 'ModelState', datafile: str) -> Info:

@@ -86,13 +86,13 @@ class Look(Paged):
 
     def _shown(self, start, stop):
         bits, encoding = colours.depth(), getattr(sys.stdout, 'encoding', None) or 'utf-8'
-        lines = self._above()
+        lines = [colours.fitting(line) for line in self._above()]
         lines += colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, colours.width(), bits, encoding)
         left = len(self.text) - stop
         if left > 0 and stop > start:
             following = min(2 * stop - start, len(self.text))
-            lines.append(f"... and {left:,} characters more: .show({stop}, {following}) goes on, .show() prints all, .html('page.html') "
-                         'makes a page.')
+            lines.append(colours.fitting(f"... and {left:,} characters more: .show({stop}, {following}) goes on, .show() prints all, "
+                                         ".html('page.html') makes a page."))
         lines += [self._key(bits), *self._below(encoding)]
         return colours.encodable('\n'.join(lines), encoding)
 
@@ -136,8 +136,8 @@ class Surprise(Score, Look):
     def _key(self, bits):
         labels = {0: 'under 1', **{level: str(level) for level in range(1, 8)}, 8: '8 and more'}
         if not bits:
-            return 'The digit under a character: its surprise in whole bits, 8 for all above; none: under 1.'
-        return 'Surprise in bits, each shade half as likely: ' + colours.legend(AMOUNT, labels, bits)
+            return colours.fitting('The digit under a character: its surprise in whole bits, 8 for all above; none: under 1.')
+        return 'In bits, each shade half as likely: ' + colours.legend(AMOUNT, labels, bits)
 
     def _below(self, encoding):
         worst = [i for i in np.argsort(-self.shares, kind='stable')[:LISTED] if self.shares[i] >= np.log(2)]
@@ -145,15 +145,18 @@ class Surprise(Score, Look):
         for i in worst:
             line, before = self.text.count('\n', 0, i) + 1, self.text[max(i - CONTEXT, 0):i]
             before = ''.join(colours.glyph(char)[0] for char in before)
-            lines.append(f'  {shown(self.text[i], encoding)} {self.shares[i]:.2f} nats, line {line:,}'
-                         + f' behind "{before}"' * bool(before) + f': {self._likelier(i, encoding)}')
+            what = f'  {shown(self.text[i], encoding)} {self.shares[i]:.2f} nats, line {line:,}' + f' behind "{before}"' * bool(before)
+            lines.append(colours.fitting([what + ':', *self._likelier(i, encoding)]))
         return lines
 
     def _likelier(self, i, encoding='utf-8'):
-        return ', '.join(f'{shown(char, encoding)} {share(chance)}' for char, chance in self.alternatives(i))
+        """Words for the likeliest characters there, each with its comma."""
+        words = [f'{shown(char, encoding)} {share(chance)}' for char, chance in self.alternatives(i)]
+        return [f'{word},' for word in words[:-1]] + words[-1:]
 
     def _titles(self, count):
-        return [f'{shown(char)} {nats:.2f} nats ({nats / np.log(2):.2f} bits, {share(np.exp(-nats))}); likeliest: {self._likelier(i)}'
+        return [f'{shown(char)} {nats:.2f} nats ({nats / np.log(2):.2f} bits, {share(np.exp(-nats))}); likeliest: '
+                + ' '.join(self._likelier(i))
                 for i, (char, nats) in enumerate(zip(self.text[:count], self.shares))]
 
     def _page(self):
@@ -198,7 +201,8 @@ class Neurons(Look):
 
     def _key(self, bits):
         if not bits:
-            return 'The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; none: nearly zero.'
+            return colours.fitting('The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; '
+                                   'none: nearly zero.')
         labels = {-9: '-1', -7: '', -4: '-0.5', -2: '', 0: '0', 2: '', 4: '0.5', 7: '', 9: '1'}
         return 'The neuron: ' + colours.legend(SIGNED, labels, bits)
 
@@ -239,7 +243,7 @@ class FoundNeurons(list, Paged):
     def __repr__(self) -> str:
         lines = ['layer neuron      r  by chance  follows'] * bool(self)
         lines += [f'{each.layer:5} {each.neuron:6} {each.r:6.2f} {each.chance:10.2f}  {each.property}' for each in self]
-        return '\n'.join(lines + self._rest() + [
+        return '\n'.join(lines + [colours.fitting(line) for line in self._rest()] + [
             "r: correlation over the text's second half, of neurons chosen by its first half."] * bool(self) + [
             f'ms.neurons(text, {each.layer}, {each.neuron}) shows the first one in the text.' for each in self[:1]])
 
@@ -278,7 +282,7 @@ class Gates(GateValues, Paged):
         lines = ['layer gate  below 0.1  0 to 1      above 0.9  units nearly always shut, open']
         lines += [f'{l:5} {gate:4} {shut:10.1%}  {bars(tenths)} {opened:10.1%} {always:11,} {alwaysopen:6,}'
                   for l, gate, shut, tenths, opened, always, alwaysopen in self._table()]
-        return colours.encodable('\n'.join(lines + self.MEANING), getattr(sys.stdout, 'encoding', None) or 'utf-8')
+        return colours.encodable('\n'.join([*lines, *map(colours.fitting, self.MEANING)]), getattr(sys.stdout, 'encoding', None) or 'utf-8')
 
     MEANING = ['z, update gate: near 1 a unit keeps its state, near 0 it takes the new one.',
                'r, reset gate: near 1 the new one is made with the states before, near 0 without.']

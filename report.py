@@ -7,18 +7,24 @@ to standard error, so that standard output holds what was asked for only.
 import contextlib
 import math
 import os
+import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
+from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
+
+import colours
 
 if TYPE_CHECKING:
     from generate import Stream
 
 verbose = True
+COMMANDS = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f]')      # control characters but tab and line feed
 messages = 'stdout'         # where messages and progress go: that name in `sys`, looked up each time
 
 
@@ -34,13 +40,11 @@ def quiet(silent: bool = True) -> Iterator[None]:
         verbose = before
 
 
-def say(text: str = '') -> None:
-    """Print a message for a person, above a progress bar if one is shown."""
+def say(text: str = '', isfolded: bool = True) -> None:
+    """Print a message for a person, above a progress bar if one is shown; on a terminal, lines that are too long for it are broken at
+    blanks, but not where `isfolded` is False: a text that a model wrote stays as it is."""
     if verbose:
-        with contextlib.suppress(OSError, ValueError):  # whoever listened has gone (a closed pipe or terminal): work goes on
-            file = getattr(sys, messages)
-            tqdm.write(printable(text, file), file=file)
-            file.flush()
+        _put(text, getattr(sys, messages, None), isfolded)
 
 
 def warn(text: str) -> None:
@@ -53,9 +57,27 @@ def warn(text: str) -> None:
 
 def alarm(text: str) -> None:
     """Say on standard error, whatever is silenced, why the process ends."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        tqdm.write(printable(text, sys.stderr), file=sys.stderr)
-        sys.stderr.flush()
+    _put(text, sys.stderr)
+
+
+def _put(text, file, isfolded=True):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # whoever listened has gone (a closed pipe or terminal): work goes on
+        columns = isfolded and _columns(file)
+        tqdm.write(printable(colours.folded(text, columns) if columns else text, file), file=file)
+        file.flush()
+
+
+def complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook` of the interactive shell. Of wrong use of the library it says the sentence, and where in functions of the person's
+    own it came about; all else is Python's to tell. `traceback.print_last()` tells everything, of both."""
+    frames, here = traceback.extract_tb(trace), os.path.dirname(os.path.abspath(__file__))
+    inside = [not frame.filename.startswith('<') and os.path.dirname(os.path.abspath(frame.filename)) == here for frame in frames]
+    # On purpose: the last line is one of ours that says so. An error that came about is a defect, and its whole traceback wanted.
+    if not issubclass(kind, Exception) or not inside or not inside[-1] or not (frames[-1].line or '').startswith('raise '):
+        return sys.__excepthook__(kind, error, trace)
+    theirs = [frame for frame, isours in zip(frames, inside) if not isours]
+    lines = traceback.format_list(theirs) if len(theirs) > 1 else []            # one: what was typed
+    alarm(''.join(['Traceback (most recent call last):\n'] * bool(lines) + lines) + f'{kind.__name__}: {error}')
 
 
 def write(stream: 'Stream') -> bool:
@@ -85,8 +107,11 @@ def write(stream: 'Stream') -> bool:
 
 
 def printable(text: str, file: TextIO) -> str:
-    """`text` with a question mark for each character that `file` can't show."""
+    """`text` with a question mark for each character that `file` can't show, and on a terminal with a sign for each that would command it:
+    a model may write the escape sequences of the text that it learnt, and broken ones."""
     encoding = getattr(file, 'encoding', None) or 'utf-8'
+    if colours.isterminal(file):
+        text = COMMANDS.sub(lambda found: colours.glyph(found[0])[0], text)
     return text.encode(encoding, 'replace').decode(encoding)
 
 
@@ -98,7 +123,7 @@ class Progress:
         self.title, self.steps, self.unit = title, steps, unit
         self.done, self.start, self.line = 0, time.monotonic(), time.monotonic()
         self.bar = None
-        if verbose and _onterminal():
+        if verbose and _columns(getattr(sys, messages, None)):     # a bar would show nothing where there is no width
             self.bar = tqdm(total=steps * unit, desc=title, unit='char', unit_scale=True, file=getattr(sys, messages), leave=False,
                             dynamic_ncols=True, bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
 
@@ -124,13 +149,12 @@ class Progress:
                 self.bar.close()
 
 
-def _onterminal():
-    """Whether messages go to a terminal that has a width: some programs' terminals have none, and a bar would show nothing there."""
+def _columns(file):
+    """Columns of the terminal that a file is; 0 where it is none, or one without a width, as some programs' are."""
     try:
-        file = getattr(sys, messages)
-        return file.isatty() and os.get_terminal_size(file.fileno()).columns > 0
+        return os.get_terminal_size(file.fileno()).columns if colours.isterminal(file) else 0
     except (AttributeError, OSError, ValueError):       # IDLE's shell, say, is a terminal without a file
-        return False
+        return 0
 
 
 def counted(number: int, thing: str) -> str:

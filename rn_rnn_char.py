@@ -8,6 +8,7 @@ import os
 import sys
 
 try:
+    import report
     from cluster import join
     from dataset import CharSet, DataSet
     from errors import RNGRUError
@@ -30,6 +31,7 @@ if __name__ == '__main__':
         if not sys.flags.interactive:           # else the prompt comes
             sys.exit(code)
     elif sys.flags.interactive:
+        sys.excepthook = report.complain
         print("RN-GRU. A new model   ms = ModelState.initfromsrcfile('file.txt', 'workingdir')\n"
               "        an old one    ms = ModelState.load('workingdir')\n"
               '        train         ms.trainmodel(valid_len=50, print_every=100)\n'

@@ -336,4 +336,4 @@ def _printsample(ms, step):
     if report.verbose:
         seed = np.random.SeedSequence(ms.seed, spawn_key=(1, ms.model.epoch, ms.model.pos))
         text = ''.join(Stream(ms, SAMPLE_CHARS, SAMPLE_TEMP, seed))
-        report.say(f'--- sample at step {step:,} ---\n{text}\n---')
+        report.say(f'--- sample at step {step:,} ---\n{text}\n---', isfolded=False)

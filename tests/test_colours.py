@@ -1,6 +1,7 @@
 """Text in a terminal: what it can show, colours that can be told apart, signs, rows."""
 
 import io
+import math
 import re
 
 import pytest
@@ -147,6 +148,14 @@ def test_where_no_terminal_says_what_its_background_is_the_text_has_a_dark_one(t
         assert code in colours.legend(AMOUNT, {0: 'none', 8: 'all'}, bits)
     terminal(COLORFGBG='0;15')
     assert colours.rows('abc', [0, 0, 0], AMOUNT, 20, bits) == ['abc'] and '\x1b' not in colours.legend(AMOUNT, {0: 'none'}, bits)
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('aaa bbb ccc ddd', 'aaa bbb\n  ccc ddd'), ('  aaa bbb ccc', '  aaa bbb\n    ccc'), ('', ''), ('\n\n', '\n\n'), ('a  b', 'a  b'),
+    ('abcdefghijklmno p', 'abcdefghijklmno\n  p'), ('p abcdefghijklmno', 'p\n  abcdefghijklmno'), ('aaa bbb cc', 'aaa bbb cc'),
+    ('\u65e5\u672c\u65e5 \u672c\u65e5', '\u65e5\u672c\u65e5\n  \u672c\u65e5'), ('e\u0301' * 5 + ' abcd', 'e\u0301' * 5 + ' abcd')])
+def test_lines_are_folded_at_blanks_by_what_they_take_on_the_screen(text, expected):
+    assert colours.folded(text, 10) == expected and colours.folded(text, math.inf) == text
 
 
 def test_an_output_without_the_signs_gets_others_of_the_same_width():

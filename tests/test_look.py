@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -90,6 +91,21 @@ def test_surprise_shows_the_score_the_text_its_bits_and_what_was_likelier(ms, on
     assert SGR.sub('', repr(seen)).split('\n')[:2] == lines[:2]
 
 
+@pytest.mark.parametrize('variables', [{'NO_COLOR': '1'}, {'COLORTERM': 'truecolor'}])
+def test_in_a_terminal_of_80_columns_no_line_is_longer_and_no_word_broken(ms, on, variables):
+    text = LINES[:3000] + '\u65e5\u672c' * 50
+    looks = ms.surprise(text), ms.neurons(text), ms.findneurons(text), ms.gates(text), ms.info()
+    whole = [repr(each).split() for each in looks[2:]]                  # not in a terminal: lines as long as they are
+    on(COLUMNS='80', **variables)
+    for each in looks:
+        for line in SGR.sub('', repr(each)).split('\n'):
+            assert sum(1 + (unicodedata.east_asian_width(char) in 'WF') for char in line) <= 80, line
+    assert [repr(each).split() for each in looks[2:]] == whole
+    below = repr(looks[0]).split('likeliest there:\n')[1].split('\n')
+    assert len(below) > look.LISTED and all(line.startswith('    ') or line.startswith("  '") for line in below)
+    assert sum(line.count(' %') for line in below) == 5 * look.LISTED == len(re.findall(r'\d %(?:,|$)', '\n'.join(below), re.M))
+
+
 def test_alternatives_are_the_likeliest_and_their_probabilities(ms):
     seen = ms.surprise('def F1')
     for i in range(1, 6):
@@ -126,7 +142,7 @@ def test_a_planted_neuron_is_found_named_and_shown_first(ms, on):
             shown = 1, max(range(6), key=lambda n: np.std(seen.states[1, n].astype(float)))
         assert (seen.layer, seen.neuron) == shown and bool(seen.follows) == (text is LINES)
     assert (ms.neurons('aF(c', neuron=2).layer, ms.neurons('aF(c', neuron=2).neuron) == (1, 2)
-    assert "it follows 'upper case', r = 1.00." in repr(ms.neurons(LINES))
+    assert "it follows 'upper case', r = 1.00." in ' '.join(repr(ms.neurons(LINES)).split())
 
 
 def test_where_nothing_stands_out_that_is_said(ms, on):
@@ -167,7 +183,7 @@ def test_a_long_text_is_shown_in_part_and_all_of_it_when_asked_for(ms, on, monke
     monkeypatch.setattr(look, 'SHOWN', 50)
     file = on(NO_COLOR='1')
     seen = ms.surprise(LINES)
-    assert f'... and {len(LINES) - 50:,} characters more: .show(50, 100) goes on, .show() prints all' in repr(seen)
+    assert f'... and {len(LINES) - 50:,} characters more: .show(50, 100) goes on, .show() prints all' in ' '.join(repr(seen).split())
     assert LINES[60:90] not in repr(seen)
     assert seen._repr_html_().count('<span') == 50
     seen.show()
