@@ -31,9 +31,9 @@ def quiet(silent=True):
 
 def say(text=''):
     """Print a message for a person, above a progress bar if one is shown."""
-    if verbose:
+    file = getattr(sys, messages)                   # None: closed before Python began, or a program without a console
+    if verbose and file is not None:
         with contextlib.suppress(OSError, ValueError):  # whoever listened has gone (a closed pipe or terminal): work goes on
-            file = getattr(sys, messages)
             tqdm.write(printable(text, file), file=file)
             file.flush()
 
@@ -61,8 +61,7 @@ def write(stream):
     kept, iswhole = [], True                    # kept: of several texts, the pieces of those behind the first
 
     def put(text):
-        sys.stdout.write(printable(text, sys.stdout))
-        sys.stdout.flush()
+        print(printable(text, sys.stdout), end='', flush=True)
     try:
         for piece in stream:
             if stream.islist:
