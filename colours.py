@@ -59,8 +59,8 @@ def ink(colour: tuple) -> tuple:
 def isterminal(file: TextIO | None) -> bool:
     """Whether a file is a terminal."""
     try:
-        return file.isatty()
-    except (AttributeError, ValueError):            # None, an object of somebody's own, a closed file
+        return file is not None and file.isatty()
+    except (AttributeError, ValueError):            # an object of somebody's own, a closed file
         return False
 
 

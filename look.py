@@ -79,7 +79,7 @@ class Look(Paged):
         before `stop`, from 0; None: its end. Raises ValueError beyond it."""
         length = len(self.text)
         start, stop = checkint('start', start, 0, length), length if stop is None else checkint('stop', stop, 0, length)
-        sys.stdout.write(self._shown(start, max(stop, start)) + '\n')
+        print(self._shown(start, max(stop, start)))
 
     def __repr__(self) -> str:
         return self._shown(0, min(SHOWN, len(self.text)))

@@ -61,6 +61,8 @@ def alarm(text: str) -> None:
 
 
 def _put(text, file, isfolded=True):
+    if file is None:                                    # closed before Python began, or a program without a console
+        return
     with contextlib.suppress(OSError, ValueError, AttributeError):  # whoever listened has gone (a closed pipe or terminal): work goes on
         columns = isfolded and _columns(file)
         tqdm.write(printable(colours.folded(text, columns) if columns else text, file), file=file)
@@ -88,8 +90,7 @@ def write(stream: 'Stream') -> bool:
     kept, iswhole = [], True                    # kept: of several texts, the pieces of those behind the first
 
     def put(text):
-        sys.stdout.write(printable(text, sys.stdout))
-        sys.stdout.flush()
+        print(printable(text, sys.stdout), end='', flush=True)
     try:
         for piece in stream:
             if stream.islist:
