@@ -78,10 +78,10 @@ def score(ms: 'ModelState', text: str) -> Score:
     """The Score of `ModelState.score`."""
     text = checktext('text', text)
     warnofunknown(ms.charset, text, 'the text')
-    return scored(ms, text)
+    return _scored(ms, text)
 
 
-def scored(ms: 'ModelState', text: str) -> Score:
+def _scored(ms: 'ModelState', text: str) -> Score:
     """The same, of a text that is one, without a word on what isn't known in it."""
     codes = ms.charset.encode(text).astype(np.int64)
     return Score(np.concatenate([[-firstchances(ms.charset)[codes[0]]], *(shares for _, _, shares in foretold(ms, codes[:-1], codes[1:]))]))
@@ -97,7 +97,7 @@ class Watched:
 
     def line(self) -> str:
         """One line: the loss over the text now, its change since the last line, the word that surprises most."""
-        score = scored(self.ms, self.text)
+        score = _scored(self.ms, self.text)
         change = '' if self.before is None else f', {abs(score.nats - self.before):.4f} {"less" if score.nats <= self.before else "more"}'
         self.before = score.nats
         nats, word = max(((score.shares[found.start():found.end()].sum(), found[0]) for found in re.finditer(r'\S+', self.text)),

@@ -188,12 +188,12 @@ def _change(kind, before, loss):
     return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than before{" training" * (kind == "untrained")}'
 
 
-def advance(pos: int, epoch: int, epochsteps: int) -> tuple[int, int]:
-    """(pos, epoch) behind one step. Where pos is 0, states are to be `rolled` before the next one."""
+def _advance(pos: int, epoch: int, epochsteps: int) -> tuple[int, int]:
+    """(pos, epoch) behind one step. Where pos is 0, states are to be `_rolled` before the next one."""
     return (pos + 1, epoch) if pos + 1 < epochsteps else (0, epoch + 1)
 
 
-def rolled(state: np.ndarray | list[np.ndarray]) -> np.ndarray:
+def _rolled(state: np.ndarray | list[np.ndarray]) -> np.ndarray:
     """States, a list of arrays (B, H) or their stack, at an epoch's end: row i goes on where row i - 1 stopped, so that each walks through
     the whole text."""
     return np.roll(state, 1, axis=-2)
@@ -231,9 +231,9 @@ def _step(ms, run, epochsteps):
     model, batch = ms.model, ms.data.batch(ms.model.pos, run.batchsize)
     learnrate, start, size, at = run.learnrate(ms.hyper.learnrate), time.perf_counter(), batch[0].size, (model.epoch, model.pos)
     told = model.trainstep(*batch, ms.hyper, learnrate)
-    model.pos, model.epoch = advance(model.pos, model.epoch, epochsteps)
+    model.pos, model.epoch = _advance(model.pos, model.epoch, epochsteps)
     if not model.pos:
-        model.set_state(rolled(model.get_state()))
+        model.set_state(_rolled(model.get_state()))
     model.characters += size
     run.done += 1
     return Step(*told, learnrate, size, start, at, (model.updates, model.epoch, model.pos, model.characters))
@@ -294,8 +294,8 @@ def _losses(ms, run, epochsteps):
     pos, epoch, state, total = model.pos, model.epoch, model.get_state(), 0.0
     for i in range(run.valid_len):
         loss, state = model.evaluate(*ms.data.batch(pos, run.batchsize), state)
-        pos, epoch = advance(pos, epoch, epochsteps)
-        state = state if pos else rolled(state)
+        pos, epoch = _advance(pos, epoch, epochsteps)
+        state = state if pos else _rolled(state)
         total += loss
         yield total / (i + 1)
 

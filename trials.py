@@ -244,7 +244,7 @@ class Watch:
         if trial.state != 'waiting':
             self.count += 1
             report.say(f'{self.count}/{len(self.trials)} {trial.name}: {trial.state}' + (
-                f', {trial.why}' if trial.why else f', validation loss {lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
+                f', {trial.why}' if trial.why else f', validation loss {_lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
 
     def close(self) -> None:
         """Take the progress bar away."""
@@ -296,7 +296,7 @@ class Trials(list):
         varying = {name: column for name, column in values.items() if any(value != column[0] for value in column)}
         table = [['rank', 'loss', *varying, 'characters/s', 'state']]
         for i, trial in enumerate(self):
-            table.append([f'{i + 1}' if trial.state == 'done' else '', lossof(trial),
+            table.append([f'{i + 1}' if trial.state == 'done' else '', _lossof(trial),
                           *(str(column[i]) for column in varying.values()),
                           f'{trial.rate:,.0f}' if math.isfinite(trial.rate) else '', trial.state])
         widths = [max(map(len, column)) for column in zip(*table)]
@@ -308,7 +308,7 @@ class Trials(list):
         return '\n'.join(lines)
 
 
-def lossof(trial: Trial) -> str:
+def _lossof(trial: Trial) -> str:
     """A Trial's loss in a few characters, '' where there is none."""
     return '' if not math.isfinite(trial.loss) else f'{trial.loss:.4f}' if abs(trial.loss) < 1e6 else f'{trial.loss:.4g}'
 
