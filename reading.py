@@ -144,7 +144,7 @@ def foretold(ms: 'ModelState', codes: np.ndarray, targets: np.ndarray) -> Iterat
             progress.close()
 
 
-class Gates(NamedTuple):
+class GateUse(NamedTuple):
     """How a layer's gates were along a text, by unit: float64 arrays (H,).
 
     zopen, zshut    share of the characters at which the update gate was exactly 1 (the state stays) or 0 (the state is replaced)
@@ -164,8 +164,8 @@ class Gates(NamedTuple):
         return (self.zopen == 1) | (self.zshut == 1) | (self.spread < STILL)
 
 
-def gates(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.ndarray], compiled: bool = True) -> list[Gates]:
-    """A Gates for each layer, along x (T, B), integers, behind states (L, B, H); compiled: as `readcharacters` takes.
+def gates(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.ndarray], compiled: bool = True) -> list[GateUse]:
+    """A GateUse for each layer, along x (T, B), integers, behind states (L, B, H); compiled: as `readcharacters` takes.
 
     The gates are `hard_sigmoid(x U + s W + b)`, which is exactly 0 or 1 beyond +-2.5, and then passes no gradient back.
     """
@@ -176,7 +176,7 @@ def gates(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.
             is1, is0 = (gate >= 1).sum((0, 1)), (gate <= 0).sum((0, 1))
             counts[l] += is1[:H], is0[:H], is1[H:], is0[H:]
             low[l], high[l] = np.minimum(low[l], s.min((0, 1))), np.maximum(high[l], s.max((0, 1)))
-    return [Gates._make((*share, spread)) for share, spread in zip(counts / np.size(x), high - low)]
+    return [GateUse._make((*share, spread)) for share, spread in zip(counts / np.size(x), high - low)]
 
 
 def gatesalong(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.ndarray], compiled: bool = True,
