@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import cluster
+import device as places
+import native
+import report
 from checkpoint import KINDS, Checkpoint
 from dataset import trainchars
-from errors import CheckpointError, WorkDirError, checkint, checkreal, short
-from hyperparams import FORGOOD, HyperParams
+from errors import CheckpointError, WorkDirError, checkbool, checkint, checkreal, short
+from hyperparams import FORGOOD, HyperParams, checkchoice
 from layers import MODELTYPES, ModelParams
+from rounding import PRECISIONS
 from run import MOST, Run
 
 if TYPE_CHECKING:
@@ -80,6 +84,31 @@ def filled(ms: 'ModelState', name: str | None, model: ModelParams, first: Checkp
             ms.hyper = hyper
     ms.checkpoint = checkpoint
     return model
+
+
+def restore(ms: 'ModelState', name: str | None, precision: str | None, device: str | None, threads: int | None, verbose: bool) -> None:
+    """What `ModelState.restore` does."""
+    native.checkthreads(threads)
+    native.checkkernels()
+    verbose, place = checkbool('verbose', verbose), places.chosen(device, ms.device)
+    if precision is not None:
+        checkchoice('precision', precision, PRECISIONS)
+    with report.quiet(not verbose):
+        before = vars(ms).pop('_parts', None)
+        try:
+            ms._parts                           # so that it is checked again
+        except BaseException:
+            if before:
+                ms._parts = before
+            raise
+        # One that is there keeps its functions.
+        ms.model = model = filled(ms, name, vars(ms).get('model') or ms._newmodel())
+        ms._place(place)
+        report.say(f'Restored {ms.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if ms.checkpoint
+                   else 'No checkpoint yet: parameters drawn from the seed.')
+        native.setthreads(threads)
+        model.read(precision)
+        model.sampletext, model.allstates
 
 
 def _expected(ms, checkpoint):

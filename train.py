@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 
 import cluster
+import device as places
+import native
 import reading
 import report
 import saving
 from advice import Advisor
-from errors import WorkDirError, reason
+from errors import CheckpointError, WorkDirError, checkbool, checkint, checkreal, checktext, reason
 from generate import Stream
+from layers import MODELTYPES
+from lock import trainlock
 from report import counted, lossline
-from run import Run, planned
+from run import Run, planned, requested, resumed
 from saver import Control, Saver
 
 if TYPE_CHECKING:
@@ -50,12 +54,40 @@ class Interrupts:
             signal.signal(signal.SIGINT, self.before)
 
 
-def train(ms: 'ModelState', run: Run, seconds: float | None, clear_state: bool, print_every: int, save_every: float, keep: int | None,
-          watch: str | None = None) -> None:
-    """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None.
+def train(ms: 'ModelState', asked: dict, resume: bool, print_every: int, save_every: float, keep: int | None, watch: str | None,
+          device: str | None, devices: int | str | None, threads: int | None, verbose: bool) -> None:
+    """What `ModelState.trainmodel` does; asked: a dict of those of its arguments that say what the run is, which `run` checks.
 
-    The other arguments are `ModelState.trainmodel`'s, checked.
+    Of several processes (`cluster`) process 0 checks, locks the directory and tells the others what the run is.
     """
+    print_every = checkint('print_every', print_every)
+    save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
+    watch = None if watch is None else checktext('watch', watch)
+    native.checkthreads(threads)
+    native.checkkernels()
+    clear_state, verbose = checkbool('clear_state', asked['clear_state']), checkbool('verbose', verbose)
+    place = places.chosen(device, ms.device, 'all' if devices is None and device != 'cpu' and cluster.count > 1 else devices)
+    cluster.checkdevices(place)
+    saving.agree(ms)
+
+    def request():
+        run, seconds = (resumed if checkbool('resume', resume) else requested)(ms, asked)
+        return run.facts(), seconds
+    facts, seconds = cluster.first(request)
+    run, hyper = Run(**facts), ms.hyper
+    places.checkrows(run.batchsize, place)
+    MODELTYPES[ms.modeltype].checkmemory(len(ms.charset), hyper.layers, hyper.state_size, run.batchsize, ms.seq_len, hyper)
+    with report.quiet(not verbose or not cluster.isfirst()), contextlib.ExitStack() as locked:
+        cluster.first(lambda: locked.enter_context(trainlock(ms.workdir.path)))
+        cluster.first(ms.workdir.checkwritable)
+        native.setthreads(threads)
+        ms._place(place)
+        with cluster.bound(FloatingPointError, CheckpointError):
+            _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watch)
+
+
+def _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watch):
+    """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None."""
     start = time.monotonic()
     model, data, hyper = ms.model, ms.data, ms.hyper
     model.prepare(hyper)
