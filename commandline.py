@@ -20,8 +20,8 @@ import cluster
 import report
 from checkpoint import WorkDir
 from encode import readtext
-from errors import RNGRUError, WorkDirError, checkpath, short
-from hyperparams import checkgiven, nearest
+from errors import RNGRUError, WorkDirError, checkpath, nearest, sentence, short
+from hyperparams import checkgiven
 from look import checkhtml
 from model import ModelState
 from options import Option, addoption, hyperparameters, parameters
@@ -139,8 +139,8 @@ def _modelandtext(paths, given):
     ms = _load(paths[0], given)
     text, numundecodable = readtext(sys.stdin.buffer if paths[1] == '-' else checkpath('FILE', paths[1]), **_pick(given, ENCODING))
     if numundecodable:
-        report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in the text, read as U+FFFD: another --encoding may '
-                   'suit it better.')
+        report.say(f'{report.counted(numundecodable, "undecodable place")} in the text, read as U+FFFD: another --encoding may suit it '
+                   'better.')
     return ms, text
 
 
@@ -327,14 +327,6 @@ def parse(argv: list[str]) -> tuple[Command, list[str], dict, Callable]:
     return command, paths, vars(given), parser.error
 
 
-def _sentence(error):
-    """What an exception says, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return ': '.join(filter(None, (error.filename and str(error.filename), error.strerror)))
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return ' '.join(text.split()) or ('there is not enough memory' if isinstance(error, MemoryError) else type(error).__name__)
-
-
 def _complain(text):
     with contextlib.suppress(OSError):
         print(f'{PROGRAM.removesuffix(".py")}: {text}', file=sys.stderr, flush=True)
@@ -354,7 +346,7 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except WRONGUSE as error:
-        _complain(_sentence(error))
+        _complain(sentence(error))
         return 1
 
 

@@ -217,7 +217,7 @@ class ModelState:
     def info(self) -> Info:
         """What is in the model's directory and what state it is in: a text that
         the shell shows. Reads every file, about a second a GB."""
-        return info.describe(self, DATAFILE)
+        return info.describe(self)
 
     def restore(self, name: str | None = None, *, precision: str | None = None, device: str | None = None, threads: int | None = None,
                 verbose: bool = True) -> None:

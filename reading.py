@@ -70,8 +70,7 @@ class Score:
         return self.nats / math.log(2)
 
     def __repr__(self) -> str:
-        count = len(self.shares)
-        return f'{self.nats:.4f} nats/char ({self.bits:.4f} bits) over {count:,} character{"s" * (count != 1)}'
+        return f'{report.lossline(self.nats)} over {report.counted(len(self.shares), "character")}'
 
 
 def score(ms: 'ModelState', text: str) -> Score:

@@ -14,8 +14,8 @@ import native
 import report
 from checkpoint import KINDS, Checkpoint
 from dataset import trainchars
-from errors import CheckpointError, WorkDirError, checkbool, checkint, checkreal, short
-from hyperparams import FORGOOD, HyperParams, checkchoice
+from errors import CheckpointError, WorkDirError, checkbool, checkchoice, checkint, checkreal, short
+from hyperparams import FORGOOD, HyperParams
 from layers import MODELTYPES, ModelParams
 from rounding import PRECISIONS
 from run import MOST, Run
