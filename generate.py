@@ -69,7 +69,7 @@ class Stream:
         self._prime, self._size = prime, 0
         self._live = list(range(self.n))           # the texts that have not met `until`
         self._tails = [''] * self.n                # the last drawn characters, in which `until` may have begun
-        self.state = None
+        self.state: TextState | None = None
         if prime:
             reading.warnofunknown(ms.charset, prime, 'prime')
 

@@ -217,7 +217,7 @@ class Neurons(Look):
         return page.page('Neurons', [self._about], self.text, self._reading, groups, self.found, (self.layer, self.neuron))
 
 
-class FoundNeurons(list, Paged):
+class FoundNeurons(list[inside.Found], Paged):
     """Neurons that follow something a person can name, strongest first: a
     list of inside.Found (.property, .layer, .neuron, .r, .chosenby,
     .chance), that the shell shows as a table. .html(path) writes the page

@@ -254,7 +254,7 @@ class Monitor:
 
 # --- What comes of them ---------------------------------------------------------------------------------------------------
 
-class Trials(list):
+class Trials(list[Trial]):
     """The Trials of a grid, the lowest validation loss first: a list that
     shows itself as a table."""
 
