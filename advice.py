@@ -103,7 +103,7 @@ class Advisor:
         self.points.append(Point(model.updates, model.pos, validation, train, steps, self.learnrate))
         self.unchecked += len(losses) * self.run.batchsize * self.ms.data.seq_len
         found = self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
-        self.lowest = min(self.lowest, lowestwindow(losses))
+        self.lowest = min(self.lowest, _lowestwindow(losses))
         return self._news(found)
 
     def _news(self, found):
@@ -171,7 +171,7 @@ class Advisor:
         rounds, rise = found
         dropout = ms.hyper.dropout
         better = f'dropout={min(dropout + 0.1, 0.5) if dropout else 0.2:g}' if dropout < 0.5 else 'a smaller network'
-        return 'over', rise, (f'Over-fitting: validation has risen for {rounds} round{"s" * (rounds != 1)}, {rise:.2f} above the best, '
+        return 'over', rise, (f'Over-fitting: validation has risen for {report.counted(rounds, "round")}, {rise:.2f} above the best, '
                               f"while training fell: ms.restore('best'), then try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}.")
 
     def _stuck(self, isurgent=False):
@@ -247,7 +247,7 @@ def toohigh(losses: Sequence[float] | np.ndarray, noise: float, text: Text, lowe
     if level > text.letters + 0.1 and jumps > (1 + ease) * noise:
         return jumps, f'the loss jumps by {jumps:.2f} from step to step and stays at {level:.2f}'
     # Another part of the text may well be harder: the fewer rows read side by side, the more so.
-    lowest = min(lowest, lowestwindow(losses))
+    lowest = min(lowest, _lowestwindow(losses))
     if train - lowest > 0.3 * ease + 1.5 / math.sqrt(rows) + noise:
         return train - lowest, f'the loss has risen from {lowest:.2f} to {train:.2f}'
     # Single spikes come in healthy runs, 0.3 high in batches of 400 characters, and several where few rows come to text of another kind.
@@ -299,7 +299,7 @@ def scatter(losses: Sequence[float] | np.ndarray) -> float:
     return float(np.median(np.abs(np.diff(losses))) * 1.4826 / math.sqrt(2)) if len(losses) > 1 else 0.0
 
 
-def lowestwindow(losses: Sequence[float] | np.ndarray) -> float:
+def _lowestwindow(losses: Sequence[float] | np.ndarray) -> float:
     """The lowest mean of a tenth of the round, of 10 steps at least; infinity where there are fewer."""
     size = max(len(losses) // 10, 10)
     sums = np.cumsum([0.0, *losses])

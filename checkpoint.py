@@ -50,7 +50,7 @@ class Checkpoint:
         return f'<Checkpoint {self.name}: loss {self.loss:.4f}, epoch {self.epoch}, position {self.pos}>'
 
 
-class Checkpoints(list):
+class Checkpoints(list[Checkpoint]):
     """Checkpoints, oldest first: a list that shows itself as a table."""
 
     @property

@@ -86,7 +86,7 @@ def width() -> int:
     return max(shutil.get_terminal_size().columns, NARROWEST)
 
 
-def paint(text: str, colour: tuple, bits: int) -> str:
+def _paint(text: str, colour: tuple, bits: int) -> str:
     """`text` on a background (R, G, B) in so many bits of colour, with an ink that it can be read in."""
     if bits == 24:
         codes = ';'.join(f'{which};2;{r};{g};{b}' for which, (r, g, b) in ((48, colour), (38, ink(colour))))
@@ -249,7 +249,7 @@ def _row(row, scale, bits, dark):
 def _onground(text, scale, level, bits, dark):
     """`text` in its level's colour. Level 0 is the terminal's own ground, but where nobody knows whether that is dark, a dark one: on a
     light terminal the faintest shades of a dark map would stand out most."""
-    return paint(text, scale.colour(level, dark), bits) if level or dark is None else text
+    return _paint(text, scale.colour(level, dark), bits) if level or dark is None else text
 
 
 def legend(scale: Scale, labels: dict[int, str], bits: int) -> str:

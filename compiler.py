@@ -81,7 +81,7 @@ def compiled(name: str | None = None) -> Path:
     compiler, command = engine.theano.config.cxx, _command()
     if not command:
         raise NoCompiler
-    version = _run(*command, '--version')
+    version = run(*command, '--version')
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in ('.cpp', '.hpp', '.h'))
     contents = [(path.name, path.read_bytes()) for path in sources]
     directory = Path(engine.theano.config.base_compiledir, 'rn-gru')
@@ -101,11 +101,11 @@ def compiled(name: str | None = None) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
         def compiled(source):
             target = str(Path(temporary, source.stem + '.o'))
-            _run(*command, *flags, '-c', str(source), '-o', target)
+            run(*command, *flags, '-c', str(source), '-o', target)
             return target
         objects = list(pool.map(compiled, (source for source in sources if source.suffix == '.cpp')))
         target = Path(temporary, path.name)
-        _run(*command, *flags, '-shared', *objects, '-o', str(target))
+        run(*command, *flags, '-shared', *objects, '-o', str(target))
         os.replace(target, path)                # whole or not at all, whoever else compiles
     report.say(f'Compiled the kernels with {compiler} in {time.perf_counter() - start:.1f} s.')
     return path
@@ -128,14 +128,15 @@ def _command():
     return command if command and shutil.which(command[0]) else []
 
 
-def _run(*command):
+def run(*command: str) -> str:
+    """What a command writes to standard output; subprocess.CalledProcessError where it fails."""
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', check=True).stdout
 
 
 def _knows(command, flags):
     """Whether the compiler takes these flags, asked with an empty source: some 20 ms."""
     try:
-        _run(*command, *flags, '-fsyntax-only', '-x', 'c++', os.devnull)
+        run(*command, *flags, '-fsyntax-only', '-x', 'c++', os.devnull)
     except subprocess.CalledProcessError:
         return False
     return True

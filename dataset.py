@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from errors import WorkDirError, checkint, checkreal, reason
+from errors import WorkDirError, checkint, checkreal, reason, short
 from storage import filechecksum, openregular
 
 UNKNOWN = '\ufffd'
@@ -43,10 +43,10 @@ class CharSet:
             raise TypeError(f"a CharSet needs a str, integers and a bool, not {type(chars).__name__}, {counts.dtype}, {hasunknown!r}")
         others = codepoints(chars[1:]).astype(np.int64)
         if chars[:1] != UNKNOWN or np.any(np.diff(others) <= 0) or np.isin(UNKNOWNS, others).any():
-            raise ValueError(f"chars must be U+FFFD and then different characters by code point, not {_short(chars)}")
+            raise ValueError(f"chars must be U+FFFD and then different characters by code point, not {short(chars)}")
         if counts.shape != (len(chars),) or counts.min() < 0 or not counts.any() or counts[0] and not hasunknown:
             raise ValueError(f"linestarts must be {len(chars)} counts, not all 0, and the first one 0 unless hasunknown, "
-                             f"not {_short(counts.tolist())}")
+                             f"not {short(counts.tolist())}")
         self.chars = chars
         self.linestarts = counts.astype(np.int64)
         self.hasunknown = bool(hasunknown)
@@ -62,7 +62,7 @@ class CharSet:
                 and np.array_equal(self.linestarts, other.linestarts))
 
     def __repr__(self) -> str:
-        return f"CharSet({len(self)} characters as {self.dtype}, unknown included: {_short(self.chars[1:])})"
+        return f"CharSet({len(self)} characters as {self.dtype}, unknown included: {short(self.chars[1:])})"
 
     @functools.cached_property
     def _points(self):
@@ -128,7 +128,7 @@ class CharSet:
             raise ValueError(f"a charset's facts must be a dict, not {type(facts).__name__}")
         for name, kind in (('chars', str), ('linestarts', list), ('hasunknown', bool)):
             if type(facts.get(name)) is not kind:
-                raise ValueError(f"a charset's facts must hold {name!r}, a {kind.__name__}, not {_short(facts.get(name))}")
+                raise ValueError(f"a charset's facts must hold {name!r}, a {kind.__name__}, not {short(facts.get(name))}")
         if not all(type(count) is int and 0 <= count < 2**63 for count in facts['linestarts']):
             raise ValueError("a charset's facts must hold counts in 'linestarts', integers from 0 on")
         return cls(facts['chars'], np.array(facts['linestarts'], np.int64), facts['hasunknown'])
@@ -367,9 +367,3 @@ def codepoints(text: str) -> np.ndarray:
     if len(utf16) == 2 * len(text):
         return np.frombuffer(utf16, '<u2')
     return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4')
-
-
-def _short(value):
-    """`repr(value)`, cut to what a message bears."""
-    text = repr(value[:40] if isinstance(value, (str, list)) else value)
-    return text if len(text) <= 60 else text[:57] + '...'

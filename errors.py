@@ -4,9 +4,11 @@ Wrong use raises the built-in exception that fits (ValueError, TypeError, FileNo
 these, always with one sentence that says what is wrong, with what value, and what to do.
 """
 
+import difflib
 import math
 import numbers
 import os
+from collections.abc import Iterable, Sequence
 
 
 class RNGRUError(Exception):
@@ -81,6 +83,21 @@ def checkpath(name: str, value: object) -> str:
     return os.path.expanduser(path)
 
 
+def checkchoice(name: str, value: object, choices: Sequence[str]) -> str:
+    """`value` if it is one of the strings `choices`; TypeError or ValueError names these, and the nearest."""
+    if not isinstance(value, str):
+        raise TypeError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
+    if value not in choices:
+        raise ValueError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
+    return str(value)
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """', did you mean ...?' with the one of `names` nearest to `name`, or '' where none is near."""
+    near = difflib.get_close_matches(str(name), names, 1, 0.5)
+    return f', did you mean {near[0]}?' if near else ''
+
+
 def checkmemory(what: str, needed: float, advice: str) -> None:
     """MemoryError, in one sentence with the advice, where `what` takes more bytes than this machine has."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -100,3 +117,11 @@ def short(value: object) -> str:
 def reason(error: BaseException) -> str:
     """What another library's exception says, as a short phrase within a sentence."""
     return ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:120].rstrip('.') or type(error).__name__
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return ': '.join(filter(None, (error.filename and str(error.filename), error.strerror)))
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return ' '.join(text.split()) or ('there is not enough memory' if isinstance(error, MemoryError) else type(error).__name__)

@@ -25,7 +25,7 @@ class TextState(NamedTuple):
     chars: np.ndarray       # (n,) int32, the last characters' indices
 
     def __repr__(self) -> str:
-        return f'TextState of {len(self.chars)} text{"s" * (len(self.chars) != 1)}'
+        return f'TextState of {report.counted(len(self.chars), "text")}'
 
 
 class Stream:
@@ -69,7 +69,7 @@ class Stream:
         self._prime, self._size = prime, 0
         self._live = list(range(self.n))           # the texts that have not met `until`
         self._tails = [''] * self.n                # the last drawn characters, in which `until` may have begun
-        self.state = None
+        self.state: TextState | None = None
         if prime:
             reading.warnofunknown(ms.charset, prime, 'prime')
 
@@ -109,7 +109,7 @@ class Stream:
         return n or given, TextState(np.repeat(states, (n or 1) // given or 1, 1), np.repeat(chars, (n or 1) // given or 1))
 
     def __repr__(self) -> str:
-        return f'Stream of {self.n} text{"s" * (self.n != 1)}, {self._left:,} characters to come'
+        return f'Stream of {report.counted(self.n, "text")}, {self._left:,} characters to come'
 
     def __iter__(self) -> Self:
         return self

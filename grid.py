@@ -8,8 +8,8 @@ import numbers
 
 import numpy as np
 
-from errors import checkint, checkreal, short
-from hyperparams import HyperParams, checkchoice, checkgiven, nearest
+from errors import checkchoice, checkint, checkreal, nearest, short
+from hyperparams import HyperParams, checkgiven
 from layers import MODELTYPES
 from model import ModelState
 from run import MOST, SCHEDULES

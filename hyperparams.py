@@ -1,18 +1,17 @@
 """HyperParams: what shapes a network and its training, each with one name, one default and one comment."""
 
-import difflib
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 
 import numpy as np
 
-from errors import checkbool, checkint, checkreal, short
+from errors import checkbool, checkchoice, checkint, checkreal, nearest, short
 
 # What only some optimizers read.
-READERS = {'decay': ('rmsprop',), 'beta1': ('adam', 'adamw'), 'beta2': ('adam', 'adamw'), 'momentum': ('sgd',), 'weight_decay': ('adamw',)}
+_READBY = {'decay': ('rmsprop',), 'beta1': ('adam', 'adamw'), 'beta2': ('adam', 'adamw'), 'momentum': ('sgd',), 'weight_decay': ('adamw',)}
 
 
 def _hyper(default, comment, low=0, high=math.inf, islowallowed=True, forgood=''):
@@ -108,21 +107,6 @@ def _checked(f, value):
     return value
 
 
-def checkchoice(name: str, value: object, choices: Sequence[str]) -> str:
-    """`value` if it is one of the strings `choices`; TypeError or ValueError names these, and the nearest."""
-    if not isinstance(value, str):
-        raise TypeError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
-    if value not in choices:
-        raise ValueError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
-    return str(value)
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """', did you mean ...?' with the one of `names` nearest to `name`, or '' where none is near."""
-    near = difflib.get_close_matches(str(name), names, 1, 0.5)
-    return f', did you mean {near[0]}?' if near else ''
-
-
 def checknames(names: Iterable[str], others: Iterable[str] = ()) -> None:
     """TypeError for the first of `names` that is no hyperparameter's; it names the nearest of those and of `others`."""
     for name in names:
@@ -137,9 +121,9 @@ def checkgiven(given: dict) -> None:
     """
     optimizer = given.get('optimizer', _FIELDS['optimizer'].default)
     for name in given:
-        if optimizer not in READERS.get(name, (optimizer,)):
+        if optimizer not in _READBY.get(name, (optimizer,)):
             raise ValueError(f'{name}={short(given[name])} does nothing with optimizer={optimizer!r}: leave it out, or set optimizer='
-                             f'{" or ".join(map(repr, READERS[name]))}')
+                             f'{" or ".join(map(repr, _READBY[name]))}')
     if given.get('layernorm') and given.get('state_size') == 1:
         raise ValueError('layernorm=True leaves nothing of a single unit, got state_size=1: use a larger one, or leave layernorm out')
 

@@ -151,11 +151,11 @@ class Surprise(Score, Look):
 
     def _likelier(self, i, encoding='utf-8'):
         """Words for the likeliest characters there, each with its comma."""
-        words = [f'{shown(char, encoding)} {share(chance)}' for char, chance in self.alternatives(i)]
+        words = [f'{shown(char, encoding)} {_share(chance)}' for char, chance in self.alternatives(i)]
         return [f'{word},' for word in words[:-1]] + words[-1:]
 
     def _titles(self, count):
-        return [f'{shown(char)} {nats:.2f} nats ({nats / np.log(2):.2f} bits, {share(np.exp(-nats))}); likeliest: '
+        return [f'{shown(char)} {nats:.2f} nats ({nats / np.log(2):.2f} bits, {_share(np.exp(-nats))}); likeliest: '
                 + ' '.join(self._likelier(i))
                 for i, (char, nats) in enumerate(zip(self.text[:count], self.shares))]
 
@@ -217,7 +217,7 @@ class Neurons(Look):
         return page.page('Neurons', [self._about], self.text, self._reading, groups, self.found, (self.layer, self.neuron))
 
 
-class FoundNeurons(list, Paged):
+class FoundNeurons(list[inside.Found], Paged):
     """Neurons that follow something a person can name, strongest first: a
     list of inside.Found (.property, .layer, .neuron, .r, .chosenby,
     .chance), that the shell shows as a table. .html(path) writes the page
@@ -280,7 +280,7 @@ class Gates(GateValues, Paged):
 
     def __repr__(self) -> str:
         lines = ['layer gate  below 0.1  0 to 1      above 0.9  units nearly always shut, open']
-        lines += [f'{l:5} {gate:4} {shut:10.1%}  {bars(tenths)} {opened:10.1%} {always:11,} {alwaysopen:6,}'
+        lines += [f'{l:5} {gate:4} {shut:10.1%}  {_bars(tenths)} {opened:10.1%} {always:11,} {alwaysopen:6,}'
                   for l, gate, shut, tenths, opened, always, alwaysopen in self._table()]
         return colours.encodable('\n'.join([*lines, *map(colours.fitting, self.MEANING)]), getattr(sys.stdout, 'encoding', None) or 'utf-8')
 
@@ -289,7 +289,7 @@ class Gates(GateValues, Paged):
 
     def _repr_html_(self):
         """What a Jupyter notebook shows."""
-        rows = [[l, gate, f'{shut:.1%}', bars(tenths), f'{opened:.1%}', always, alwaysopen]
+        rows = [[l, gate, f'{shut:.1%}', _bars(tenths), f'{opened:.1%}', always, alwaysopen]
                 for l, gate, shut, tenths, opened, always, alwaysopen in self._table()]
         return page.table(['layer', 'gate', 'below 0.1', '0 to 1', 'above 0.9', 'units nearly always shut', 'open'], rows, self.MEANING)
 
@@ -301,14 +301,14 @@ class Gates(GateValues, Paged):
         return page.page('Gates', [self._about, *self.MEANING], self.text, groups=groups)
 
 
-def share(chance: float) -> str:
+def _share(chance: float) -> str:
     """A probability as '61 %', '0.3 %', 'under 0.1 %' or 'over 99.9 %'."""
     if not 0.001 <= chance <= 0.999:
         return 'under 0.1 %' if chance < 0.5 else 'over 99.9 %'
     return f'{100 * chance:.{0 if 0.0095 <= chance <= 0.9905 else 1}f} %'
 
 
-def bars(tenths: np.ndarray) -> str:
+def _bars(tenths: np.ndarray) -> str:
     """A histogram as a word: a column for each share, the largest full."""
     highest = max(tenths) or 1
     return ''.join('▁▂▃▄▅▆▇█'[min(int(each / highest * 8), 7)] for each in tenths)
@@ -318,7 +318,7 @@ def bars(tenths: np.ndarray) -> str:
 
 def surprise(ms: 'ModelState', text: str) -> Surprise:
     """The Surprise of `ModelState.surprise`."""
-    return Surprise(inside.read(ms, text), about(ms))
+    return Surprise(inside.read(ms, text), _about(ms))
 
 
 def neurons(ms: 'ModelState', text: str, layer: int | None = None, neuron: int | None = None) -> Neurons:
@@ -326,7 +326,7 @@ def neurons(ms: 'ModelState', text: str, layer: int | None = None, neuron: int |
     checktext('text', text)
     layer = None if layer is None else checkint('layer', layer, 0, ms.hyper.layers - 1)
     neuron = None if neuron is None else checkint('neuron', neuron, 0, ms.hyper.state_size - 1)
-    return Neurons(inside.read(ms, text, states=True), about(ms), layer, neuron)
+    return Neurons(inside.read(ms, text, states=True), _about(ms), layer, neuron)
 
 
 def findneurons(ms: 'ModelState', text: str) -> FoundNeurons:
@@ -338,10 +338,10 @@ def findneurons(ms: 'ModelState', text: str) -> FoundNeurons:
 
 def gates(ms: 'ModelState', text: str) -> Gates:
     """The Gates of `ModelState.gates`."""
-    return Gates(inside.gatevalues(ms, text), text, about(ms))
+    return Gates(inside.gatevalues(ms, text), text, _about(ms))
 
 
-def about(ms: 'ModelState') -> str:
+def _about(ms: 'ModelState') -> str:
     """One line on the model, for a page."""
     loss = f', loss {ms.checkpoint.loss:.4f}' if ms.checkpoint else ''
     return f'{ms._describe()}{loss}'

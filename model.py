@@ -1,6 +1,5 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
-import contextlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import cluster
 import device as places
 import history
 import info
 import look
-import native
 import opening
 import reading
 import report
@@ -21,16 +18,13 @@ import saving
 import train
 from checkpoint import Checkpoint, Checkpoints, WorkDir
 from dataset import CharSet, DataSet, HeldOut
-from errors import CheckpointError, checkbool, checkint, checkreal, checktext, short
+from errors import short
 from generate import Stream, TextState
 from history import Table
-from hyperparams import FORGOOD, HyperParams, checkchoice
+from hyperparams import FORGOOD, HyperParams
 from info import Info
 from layers import MODELTYPES, ModelParams
-from lock import trainlock
 from opening import DATAFILE, DEFAULTTYPE
-from rounding import PRECISIONS
-from run import Run, requested, resumed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +81,7 @@ class ModelState:
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
         self.startedfrom = startedfrom
         self.checkpoint: Checkpoint | None = None
-        self.device = places.CPU   # where the network computes
+        self.device: places.Processor | places.Accelerator = places.CPU     # where the network computes
         self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod
@@ -223,7 +217,7 @@ class ModelState:
     def info(self) -> Info:
         """What is in the model's directory and what state it is in: a text that
         the shell shows. Reads every file, about a second a GB."""
-        return info.describe(self, DATAFILE)
+        return info.describe(self)
 
     def restore(self, name: str | None = None, *, precision: str | None = None, device: str | None = None, threads: int | None = None,
                 verbose: bool = True) -> None:
@@ -257,27 +251,7 @@ class ModelState:
         parameters; WorkDirError where the encoded text is damaged; then
         nothing has changed.
         """
-        native.checkthreads(threads)
-        native.checkkernels()
-        verbose, place = checkbool('verbose', verbose), places.chosen(device, self.device)
-        if precision is not None:
-            checkchoice('precision', precision, PRECISIONS)
-        with report.quiet(not verbose):
-            before = vars(self).pop('_parts', None)
-            try:
-                self._parts                         # so that it is checked again
-            except BaseException:
-                if before:
-                    self._parts = before
-                raise
-            # One that is there keeps its functions.
-            self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())
-            self._place(place)
-            report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
-                       else 'No checkpoint yet: parameters drawn from the seed.')
-            native.setthreads(threads)
-            model.read(precision)
-            model.sampletext, model.allstates
+        saving.restore(self, name, precision, device, threads, verbose)
 
     # --- Training -------------------------------------------------------------------------------------------------
 
@@ -375,31 +349,7 @@ class ModelState:
         asked = {'num_rounds': num_rounds, 'batchsize': batchsize, 'train_len': train_len, 'valid_len': valid_len,
                  'clear_state': clear_state, 'minutes': minutes, 'schedule': schedule, 'warmup': warmup,
                  'end_learnrate': end_learnrate, 'patience': patience}
-        print_every = checkint('print_every', print_every)
-        save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
-        watch = None if watch is None else checktext('watch', watch)
-        native.checkthreads(threads)
-        native.checkkernels()
-        clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        place = places.chosen(device, self.device, 'all' if devices is None and device != 'cpu' and cluster.count > 1 else devices)
-        cluster.checkdevices(place)
-        saving.agree(self)
-
-        def request():
-            run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
-            return run.facts(), seconds
-        facts, seconds = cluster.first(request)
-        run = Run(**facts)
-        places.checkrows(run.batchsize, place)
-        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
-                                               self.hyper)
-        with report.quiet(not verbose or not cluster.isfirst()), contextlib.ExitStack() as locked:
-            cluster.first(lambda: locked.enter_context(trainlock(self.workdir.path)))
-            cluster.first(self.workdir.checkwritable)
-            native.setthreads(threads)
-            self._place(place)
-            with cluster.bound(FloatingPointError, CheckpointError):
-                train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
+        train.train(self, asked, resume, print_every, save_every, keep, watch, device, devices, threads, verbose)
 
     def history(self) -> Table:
         """Every step's loss and every validation, a history.Table that the shell

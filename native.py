@@ -120,7 +120,7 @@ def describe() -> str:
     if kernels is None:
         return 'NumPy'
     threads = kernels.rngru_get_threads()
-    return f'{kernels.rngru_isa().decode()} kernels, {threads} thread{"s" * (threads != 1)}'
+    return f'{kernels.rngru_isa().decode()} kernels, {report.counted(threads, "thread")}'
 
 
 def accelerates(precision: str) -> bool:

@@ -12,10 +12,10 @@ import startfrom
 from checkpoint import WorkDir
 from dataset import CharSet
 from encode import checksource, encodefile
-from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, short
-from hyperparams import HyperParams, checkgiven, checknames, nearest
+from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, nearest, short
+from hyperparams import HyperParams, checkgiven, checknames
 from layers import MODELTYPES
-from report import lossline
+from report import counted, lossline
 from run import MOST
 from storage import filechecksum, loadfacts, savefacts
 
@@ -68,8 +68,8 @@ def new(kind: type['ModelState'], srcfile: str | os.PathLike, workdir: str | os.
         charset, data, numundecodable = encodefile(srcfile, directory.path / DATAFILE, seq_len, encoding,
                                                    start_from.charset.chars if start_from else '')
         if numundecodable:
-            report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in {srcfile}, read as U+FFFD: another '
-                       'encoding= may suit it better.')
+            report.say(f'{counted(numundecodable, "undecodable place")} in {srcfile}, read as U+FFFD: another encoding= may suit it '
+                       'better.')
         ms = kind(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE),
                   startfrom.origin(start_from) if start_from else '')
         ms._parts = data.split(hyper.valid_frac)

@@ -70,18 +70,17 @@ class Score:
         return self.nats / math.log(2)
 
     def __repr__(self) -> str:
-        count = len(self.shares)
-        return f'{self.nats:.4f} nats/char ({self.bits:.4f} bits) over {count:,} character{"s" * (count != 1)}'
+        return f'{report.lossline(self.nats)} over {report.counted(len(self.shares), "character")}'
 
 
 def score(ms: 'ModelState', text: str) -> Score:
     """The Score of `ModelState.score`."""
     text = checktext('text', text)
     warnofunknown(ms.charset, text, 'the text')
-    return scored(ms, text)
+    return _scored(ms, text)
 
 
-def scored(ms: 'ModelState', text: str) -> Score:
+def _scored(ms: 'ModelState', text: str) -> Score:
     """The same, of a text that is one, without a word on what isn't known in it."""
     codes = ms.charset.encode(text).astype(np.int64)
     return Score(np.concatenate([[-firstchances(ms.charset)[codes[0]]], *(shares for _, _, shares in foretold(ms, codes[:-1], codes[1:]))]))
@@ -97,7 +96,7 @@ class Watched:
 
     def line(self) -> str:
         """One line: the loss over the text now, its change since the last line, the word that surprises most."""
-        score = scored(self.ms, self.text)
+        score = _scored(self.ms, self.text)
         change = '' if self.before is None else f', {abs(score.nats - self.before):.4f} {"less" if score.nats <= self.before else "more"}'
         self.before = score.nats
         nats, word = max(((score.shares[found.start():found.end()].sum(), found[0]) for found in re.finditer(r'\S+', self.text)),
@@ -144,7 +143,7 @@ def foretold(ms: 'ModelState', codes: np.ndarray, targets: np.ndarray) -> Iterat
             progress.close()
 
 
-class Gates(NamedTuple):
+class GateUse(NamedTuple):
     """How a layer's gates were along a text, by unit: float64 arrays (H,).
 
     zopen, zshut    share of the characters at which the update gate was exactly 1 (the state stays) or 0 (the state is replaced)
@@ -164,8 +163,8 @@ class Gates(NamedTuple):
         return (self.zopen == 1) | (self.zshut == 1) | (self.spread < STILL)
 
 
-def gates(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.ndarray], compiled: bool = True) -> list[Gates]:
-    """A Gates for each layer, along x (T, B), integers, behind states (L, B, H); compiled: as `readcharacters` takes.
+def gates(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.ndarray], compiled: bool = True) -> list[GateUse]:
+    """A GateUse for each layer, along x (T, B), integers, behind states (L, B, H); compiled: as `readcharacters` takes.
 
     The gates are `hard_sigmoid(x U + s W + b)`, which is exactly 0 or 1 beyond +-2.5, and then passes no gradient back.
     """
@@ -176,7 +175,7 @@ def gates(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.
             is1, is0 = (gate >= 1).sum((0, 1)), (gate <= 0).sum((0, 1))
             counts[l] += is1[:H], is0[:H], is1[H:], is0[H:]
             low[l], high[l] = np.minimum(low[l], s.min((0, 1))), np.maximum(high[l], s.max((0, 1)))
-    return [Gates._make((*share, spread)) for share, spread in zip(counts / np.size(x), high - low)]
+    return [GateUse._make((*share, spread)) for share, spread in zip(counts / np.size(x), high - low)]
 
 
 def gatesalong(model: 'ModelParams', x: np.ndarray, states: np.ndarray | Sequence[np.ndarray], compiled: bool = True,

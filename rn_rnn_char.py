@@ -11,7 +11,7 @@ try:
     import report
     from cluster import join
     from dataset import CharSet, DataSet
-    from errors import RNGRUError
+    from errors import CheckpointError, RNGRUError, TextError, WorkDirError
     from model import HyperParams, ModelState, generatestring
     from trials import tryhyper
 except ImportError as error:
@@ -22,7 +22,9 @@ except ImportError as error:
     print(f'RN-GRU: {error}{way}', file=sys.stderr, flush=True)
     os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
 
-__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet', 'RNGRUError']
+# What others may rely on: these, what they have without an underscore, and so what their methods give.
+__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet',
+           'RNGRUError', 'TextError', 'WorkDirError', 'CheckpointError']
 
 if __name__ == '__main__':
     if sys.argv[1:]:

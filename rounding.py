@@ -32,12 +32,12 @@ def bfloat16(array: np.ndarray) -> np.ndarray:
     return (nearest & np.uint32(0xffff0000)).view(np.float32)
 
 
-def asis(array: np.ndarray) -> np.ndarray:
+def _asis(array: np.ndarray) -> np.ndarray:
     """What float32 makes of an operand: nothing."""
     return array
 
 
-OPERANDS = {'float32': asis, 'bfloat16': bfloat16}      # what an operand of a product becomes, element by element
+OPERANDS = {'float32': _asis, 'bfloat16': bfloat16}      # what an operand of a product becomes, element by element
 
 
 def product(weights: np.ndarray, precision: str, most: np.ndarray | None = None) -> Callable[[np.ndarray], np.ndarray]:

@@ -9,8 +9,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
-from errors import checkint, checkreal, short
-from hyperparams import nearest
+from errors import checkchoice, checkint, checkreal, short
 
 if TYPE_CHECKING:
     from checkpoint import Checkpoint, WorkDir
@@ -124,8 +123,7 @@ def requested(ms: 'ModelState', asked: dict) -> tuple[Run, float | None]:
     minutes = None if minutes is None else checkreal('minutes', minutes, 0, islowallowed=False)
     end = None if end is None else checkreal('end_learnrate', end, 0)
     patience = 0 if patience is None else checkint('patience', patience, 1, MOST)
-    if not isinstance(schedule, str) or schedule not in SCHEDULES:
-        raise ValueError(f'schedule takes one of {", ".join(map(repr, SCHEDULES))}, got {short(schedule)}{nearest(schedule, SCHEDULES)}')
+    schedule = checkchoice('schedule', schedule, SCHEDULES)
     if end is not None and schedule == 'constant':
         raise ValueError(f"end_learnrate={end:g} does nothing with schedule='constant': leave it out, or choose 'linear', 'cosine' "
                          "or 'plateau'")
@@ -137,7 +135,7 @@ def requested(ms: 'ModelState', asked: dict) -> tuple[Run, float | None]:
         raise ValueError(f'valid_len={valid_len} does nothing here, since validation is on all of the {ms.heldout.numchars:,} characters '
                          'that valid_frac holds out: leave it out')
     bestlast = bool(ms.heldout and (minutes or patience))
-    run = Run(0, train_len, int(asked['batchsize']), valid_len, str(schedule), warmup, end or 0.0, patience, bestlast)
+    run = Run(0, train_len, int(asked['batchsize']), valid_len, schedule, warmup, end or 0.0, patience, bestlast)
     if minutes is not None:
         return run, 60 * minutes
     train_len = train_len or epochsteps

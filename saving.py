@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import cluster
+import device as places
+import native
+import report
 from checkpoint import KINDS, Checkpoint
 from dataset import trainchars
-from errors import CheckpointError, WorkDirError, checkint, checkreal, short
+from errors import CheckpointError, WorkDirError, checkbool, checkchoice, checkint, checkreal, short
 from hyperparams import FORGOOD, HyperParams
 from layers import MODELTYPES, ModelParams
+from rounding import PRECISIONS
 from run import MOST, Run
 
 if TYPE_CHECKING:
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 COUNTS = 'updates', 'cacheupdates', 'characters'        # of the network, 0 in checkpoints that were written before there were any
 
 
-def identity(ms: 'ModelState') -> str:
+def _identity(ms: 'ModelState') -> str:
     """What tells this model's checkpoints from another's whose shapes are the same: a SHA-256."""
     facts = repr((ms.modeltype, ms.charset.chars, ms.textchecksum, ms.seq_len))
     return hashlib.sha256(facts.encode('utf-8', 'surrogatepass')).hexdigest()
@@ -35,7 +39,7 @@ def training(ms: 'ModelState', checkpoint: Checkpoint) -> tuple[HyperParams, int
         for name in FORGOOD:
             if getattr(hyper, name) != getattr(ms.hyper, name):
                 raise ValueError(f'it is of a model with {name}={getattr(hyper, name)}')
-        if checkpoint.facts.get('model', identity(ms)) != identity(ms):             # the first ones had none
+        if checkpoint.facts.get('model', _identity(ms)) != _identity(ms):             # the first ones had none
             raise ValueError('it was trained on another text')
         batchsize = checkint('batchsize', checkpoint.facts['batchsize'], 1, MOST)
         for count in COUNTS:
@@ -82,6 +86,31 @@ def filled(ms: 'ModelState', name: str | None, model: ModelParams, first: Checkp
     return model
 
 
+def restore(ms: 'ModelState', name: str | None, precision: str | None, device: str | None, threads: int | None, verbose: bool) -> None:
+    """What `ModelState.restore` does."""
+    native.checkthreads(threads)
+    native.checkkernels()
+    verbose, place = checkbool('verbose', verbose), places.chosen(device, ms.device)
+    if precision is not None:
+        checkchoice('precision', precision, PRECISIONS)
+    with report.quiet(not verbose):
+        before = vars(ms).pop('_parts', None)
+        try:
+            ms._parts                           # so that it is checked again
+        except BaseException:
+            if before:
+                ms._parts = before
+            raise
+        # One that is there keeps its functions.
+        ms.model = model = filled(ms, name, vars(ms).get('model') or ms._newmodel())
+        ms._place(place)
+        report.say(f'Restored {ms.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if ms.checkpoint
+                   else 'No checkpoint yet: parameters drawn from the seed.')
+        native.setthreads(threads)
+        model.read(precision)
+        model.sampletext, model.allstates
+
+
 def _expected(ms, checkpoint):
     """Shapes and types of the arrays that the checkpoint must have; CheckpointError where it doesn't belong to this model."""
     hyper, batchsize = training(ms, checkpoint)
@@ -106,7 +135,7 @@ def write(ms: 'ModelState', loss: float, losskind: str, **facts: object) -> Chec
         raise FloatingPointError(diverged(ms))
     checkpoint = ms.checkpoint = ms.workdir.writecheckpoint(
         loss, model.epoch, model.pos,
-        {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': ms.hyper.facts(), 'model': identity(ms), 'slot': slot,
+        {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': ms.hyper.facts(), 'model': _identity(ms), 'slot': slot,
          **{count: getattr(model, count) for count in COUNTS}, 'seconds': model.seconds, **facts},
         arrays)
     if losskind == 'training':
@@ -125,7 +154,7 @@ def agree(ms: 'ModelState') -> None:
     if not cluster.isshared():
         return
     told = cluster.first(lambda: _tell(ms))
-    own = ms.modeltype, ms.seed, identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)
+    own = ms.modeltype, ms.seed, _identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)
     same = cluster.gather([list(own) == told['own']])
     if others := [str(i) for i, (each,) in enumerate(same) if not each]:
         raise WorkDirError(f"process {', '.join(others)} of {cluster.count} has another model or text in '{ms.workdir.path}' than process "
@@ -145,7 +174,7 @@ def agree(ms: 'ModelState') -> None:
 
 def _tell(ms):
     ms.model.prepare(ms.hyper)
-    return {'own': [ms.modeltype, ms.seed, identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)], 'hyper': ms.hyper.facts(),
+    return {'own': [ms.modeltype, ms.seed, _identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)], 'hyper': ms.hyper.facts(),
             'counts': {name: getattr(ms.model, name) for name in (*COUNTS, 'epoch', 'pos', 'seconds')},
             'batchsize': ms.model.get_state().shape[1], 'checkpoint': sent(ms.checkpoint)}
 

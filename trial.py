@@ -13,7 +13,7 @@ import warnings
 import history
 import report
 from checkpoint import WorkDir
-from errors import RNGRUError, WorkDirError, short
+from errors import RNGRUError, WorkDirError, sentence, short
 from grid import GRID, HYPER, RUN, nameof
 from history import Table
 from hyperparams import HyperParams
@@ -164,8 +164,3 @@ def _achieved(checkpoint):
     """What a trial has come to with this checkpoint, its last validation's, for a file and for the table."""
     return {'loss': checkpoint.loss, 'characters': checkpoint.facts.get('characters', 0),
             'seconds': float(checkpoint.facts.get('seconds', 0))}
-
-
-def sentence(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return ' '.join(str(error).split()) or ('there is not enough memory' if isinstance(error, MemoryError) else type(error).__name__)

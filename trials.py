@@ -20,7 +20,7 @@ import report
 from checkpoint import WorkDir
 from dataset import DataSet
 from encode import checksource, survey
-from errors import RNGRUError, WorkDirError, checkbool, checkint, checkpath, reason, short
+from errors import RNGRUError, WorkDirError, checkbool, checkint, checkpath, reason, sentence, short
 from grid import GRID, RUN, settingsof
 from layers import MODELTYPES
 from processes import Processes
@@ -28,7 +28,7 @@ from report import counted
 from run import requested
 from storage import filechecksum
 from train import Interrupts
-from trial import Trial, runtrial, sentence
+from trial import Trial, runtrial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,7 +161,7 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
         native.library()                        # compiled once, if need be, and not by each
         executor = Processes(workers, {name: str(threads) for name in BLAS if name not in os.environ})
         report.say(f'{counted(len(trials), "trial")}, {workers} at a time, {counted(threads, "thread")} each.')
-    watch, left = Watch(trials), {}
+    monitor, left = Monitor(trials), {}
     try:
         with Interrupts() as interrupts:
             for trial in trials:
@@ -170,7 +170,7 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
                 try:
                     future = executor.submit(runtrial, trial.task(srcfile, fixed, threads))
                 except RuntimeError as error:   # shut down, or broken by another trial
-                    watch.ended(trial, {'why': f'it could not be begun ({reason(error)})'})
+                    monitor.ended(trial, {'why': f'it could not be begun ({reason(error)})'})
                     continue
                 left[future] = trial
                 if future.done() and _result(future).get('isinterrupted'):         # it ran right here, and so did Ctrl-C
@@ -178,7 +178,7 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
             isstopped = False
             while left:
                 for future in [future for future in left if future.done()]:
-                    watch.ended(left.pop(future), _result(future))
+                    monitor.ended(left.pop(future), _result(future))
                 if interrupts.asked and not isstopped:
                     isstopped = True
                     for future in left:
@@ -186,10 +186,10 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
                     if own:
                         executor.stop()
                 if left:
-                    watch.look()
+                    monitor.look()
                     time.sleep(0.05)
     finally:
-        watch.close()
+        monitor.close()
         for future in left:
             future.cancel()
         if own:
@@ -207,7 +207,7 @@ def _result(future):
     return {'isinterrupted': True} if isinstance(error, KeyboardInterrupt) else {'why': sentence(error)}
 
 
-class Watch:
+class Monitor:
     """Shows how far the trials under way are, by the ends of their histories, and tells how each ended."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
@@ -244,7 +244,7 @@ class Watch:
         if trial.state != 'waiting':
             self.count += 1
             report.say(f'{self.count}/{len(self.trials)} {trial.name}: {trial.state}' + (
-                f', {trial.why}' if trial.why else f', validation loss {lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
+                f', {trial.why}' if trial.why else f', validation loss {_lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
 
     def close(self) -> None:
         """Take the progress bar away."""
@@ -254,7 +254,7 @@ class Watch:
 
 # --- What comes of them ---------------------------------------------------------------------------------------------------
 
-class Trials(list):
+class Trials(list[Trial]):
     """The Trials of a grid, the lowest validation loss first: a list that
     shows itself as a table."""
 
@@ -296,7 +296,7 @@ class Trials(list):
         varying = {name: column for name, column in values.items() if any(value != column[0] for value in column)}
         table = [['rank', 'loss', *varying, 'characters/s', 'state']]
         for i, trial in enumerate(self):
-            table.append([f'{i + 1}' if trial.state == 'done' else '', lossof(trial),
+            table.append([f'{i + 1}' if trial.state == 'done' else '', _lossof(trial),
                           *(str(column[i]) for column in varying.values()),
                           f'{trial.rate:,.0f}' if math.isfinite(trial.rate) else '', trial.state])
         widths = [max(map(len, column)) for column in zip(*table)]
@@ -308,7 +308,7 @@ class Trials(list):
         return '\n'.join(lines)
 
 
-def lossof(trial: Trial) -> str:
+def _lossof(trial: Trial) -> str:
     """A Trial's loss in a few characters, '' where there is none."""
     return '' if not math.isfinite(trial.loss) else f'{trial.loss:.4f}' if abs(trial.loss) < 1e6 else f'{trial.loss:.4g}'
 

@@ -138,7 +138,7 @@ def test_new_parameters_become_options_by_themselves(monkeypatch):
     class Others:
         optimiser: str = dataclasses.field(default='rmsprop', metadata={'comment': 'what learns', 'choices': ('rmsprop', 'adam')})
         warmup: float | None = dataclasses.field(default=None, metadata={'comment': 'steps'})
-    monkeypatch.setattr(commandline, 'HyperParams', Others)
+    monkeypatch.setattr('options.HyperParams', Others)
     options = commandline.parameters(function) + commandline.hyperparameters()
     monkeypatch.setitem(COMMANDS, 'train', COMMANDS['train']._replace(groups={'all': options}))
     text = ' '.join(commandparser('train').format_help().split())

@@ -13,16 +13,17 @@ import pytest
 
 import engine
 import errors
-import model
 import opening
 import report
 import rn_rnn_char
 import saving
+import train
 from checkpoint import Checkpoint, Checkpoints
 from dataset import HeldOut
 from generate import Stream, TextState
 from history import Table
 from info import Info
+from lock import trainlock
 from look import FoundNeurons, Gates, Neurons, Surprise
 from plot import plot
 from reading import Score
@@ -470,7 +471,7 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
             ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError),
             ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
-            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError),
+            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, TypeError),
             ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
             ({'resume': 1}, TypeError), ({'watch': 5}, TypeError),
             # Above 2^63 - 1, which no checkpoint of the run could be read with again.
@@ -635,11 +636,11 @@ def test_where_no_checkpoint_is_whole_nothing_is_made_up(trained):
 
 
 def test_a_damaged_text_is_refused_before_anything_compiles(trained, monkeypatch):
-    flip(trained.workdir.path / model.DATAFILE)
+    flip(trained.workdir.path / opening.DATAFILE)
     monkeypatch.setattr(engine, 'compilefunction', nocompiling)
     ms = ModelState.load(trained.workdir.path)
     for call in (ms.restore, ms.trainmodel, trained.restore):
-        with pytest.raises(RNGRUError, match=f'{model.DATAFILE}.*checksum') as raised:
+        with pytest.raises(RNGRUError, match=f'{opening.DATAFILE}.*checksum') as raised:
             call()
         assert '\n' not in str(raised.value)
 
@@ -715,7 +716,7 @@ def test_restore_takes_best_and_latest(srcfile):
 def test_keep_removes_neither_the_best_nor_the_latest(srcfile, keep, kept, monkeypatch):
     ms = make(srcfile)
     values = iter([3.0, 1.0, 2.0, 2.0, 1.5, 2.5])
-    monkeypatch.setattr(model.train, '_validate', lambda *args: next(values))
+    monkeypatch.setattr(train, '_validate', lambda *args: next(values))
     ms.trainmodel(num_rounds=6, train_len=1, valid_len=1, print_every=0, keep=keep)
     assert [c.pos for c in ms.checkpoints()] == kept
     assert len([path for path in ms.workdir.path.iterdir() if path.suffix in ('.p', '.npz')]) == 2 * len(kept) + 1
@@ -736,18 +737,19 @@ def test_info_says_what_is_there_and_what_is_damaged(srcfile):
     first, best, last = ms.checkpoints()[-3:]
     text = repr(ms.info())
     assert text == str(ms.info()) and isinstance(ms.info(), str)
-    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}',
+    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, opening.DATAFILE, f'latest {last.name}',
                  f'best {best.name}', 'notes.txt', '  history      500 bytes  history.csv', 'Every file is whole.',
                  'Nobody is training here.', 'free on this disk'):
         assert part in text
-    flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / model.DATAFILE)
+    flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / opening.DATAFILE)
     (ms.workdir.path / last.arrays).unlink()
     (ms.workdir.path / f'.x-model.p.{"0" * 8}-1-{"0" * 8}.tmp').write_text('x')
     text = repr(ms.info())
     damaged = [line for line in text.splitlines() if line.startswith('Damaged: ')]
-    assert [name in line for name, line in zip((first.name, best.arrays, last.arrays, model.DATAFILE), damaged, strict=True)] == [True] * 4
+    names = first.name, best.arrays, last.arrays, opening.DATAFILE
+    assert [name in line for name, line in zip(names, damaged, strict=True)] == [True] * 4
     assert 'left over' in text and 'Every file is whole' not in text
-    with model.trainlock(ms.workdir.path):
+    with trainlock(ms.workdir.path):
         assert 'is training here.' in repr(ms.info()) and 'Nobody' not in repr(ms.info())
 
 

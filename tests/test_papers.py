@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import engine
+import rn_rnn_char
 from conftest import ROOT, perform
 from engine import T, theano
 
@@ -51,9 +52,17 @@ def test_the_example_of_an_op_runs_on_jax(example):
 
 @pytest.mark.anyengine
 def test_every_module_has_its_room_in_contributing_and_every_room_is_there():
-    table = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8').split('## The rooms')[1].split('\nImports go')[0]
+    table = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8').split('## The rooms')[1].split('\nPublic is')[0]
     rooms = re.findall(r'`(\w+\.py)`', ''.join(line.split('|')[1] for line in table.splitlines() if line.startswith('|')))
     assert sorted(rooms) == sorted(path.name for path in ROOT.glob('*.py'))
+
+
+@pytest.mark.anyengine
+def test_public_names_are_those_that_the_papers_tell_of():
+    page = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+    assert re.findall(r'`(\w+)`', page.split('in `__all__`:')[1].split(';')[0]) == rn_rnn_char.__all__
+    imports = [names for paper in PAPERS for names in re.findall(r'from rn_rnn_char import (.+)', paper.read_text(encoding='utf-8'))]
+    assert imports and {name.strip() for names in imports for name in names.split(',')} <= set(rn_rnn_char.__all__)
 
 
 @pytest.mark.anyengine

@@ -393,7 +393,7 @@ def test_progress_goes_by_the_ends_of_the_histories(srcfile, tmp_path, monkeypat
     history.write_text(''.join(whole[:6]) + whole[6][:9])       # five steps, and a line under way
     fifth = float(whole[5].split(',')[6])
     (found[0].workdir / 'history.csv').rename(tmp_path / 'first')
-    watch = trials.Watch(found)
+    watch = trials.Monitor(found)
     watch.look()
     assert not shown
     (tmp_path / 'first').rename(found[0].workdir / 'history.csv')
