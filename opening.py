@@ -7,6 +7,7 @@ import cluster
 import report
 import saving
 import startfrom
+from advice import unlike
 from checkpoint import WorkDir
 from dataset import CharSet
 from encode import checksource, encodefile
@@ -72,6 +73,8 @@ def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, s
             'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': ms.numchars,
             'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum, 'startedfrom': ms.startedfrom})
         report.say(f'{ms._describe()}.')
+        if ms.heldout and (advice := unlike(data.codes, ms.heldout.codes, len(charset))):
+            report.say(advice)
         if start_from:
             startfrom.takeover(ms, start_from)
         if init_checkpoint:
