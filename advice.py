@@ -1,6 +1,7 @@
 """What a round's numbers say about its training, in a line that a person can act on: learning rate, over-fitting, stuck gates.
 
     Advisor(ms, run), then step(...) behind each step and round(...) behind each validation: a line, or None where all is well
+    unlike(codes, heldout, vocab), before all training: the same of what is held out
 
 Every threshold here was chosen so that healthy runs, of all optimizers and both model types, stay well on its quiet side.
 """
@@ -26,6 +27,8 @@ PATIENT = 300           # steps at one rate after which a network knows more tha
 AGAIN = 5               # rounds after which the same advice is given again
 GATECHARS = 400         # characters, half of them at least, along which the gates are looked at, of 500 times as many that were
 GATESHARE = 1 / 500     # trained on: NumPy takes a hundredth of that time for it, in the smallest networks too
+COMPARED, PIECE = 5000, 1000    # characters that a held-out part must have to be compared with the rest; those of a piece of a long text
+UNLIKE = 0.3            # nats
 STUCK = 0.25            # share of a layer's units
 
 
@@ -61,6 +64,31 @@ def _entropy(values):
     counts = np.unique(values, return_counts=True)[1]
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum()), len(counts)
+
+
+def unlike(codes, heldout, vocab):
+    """A line where the part held out is another kind of text than the one trained on, else None: their indices, arrays, and V.
+
+    Measured by the divergence of its characters' frequencies from the other part's (Kullback and Leibler 1951), less what chance gives
+    (Miller 1955). The end of one book or program lies within 0.05 nats of the rest; prose before verse, or a second language, goes above
+    0.3.
+    """
+    if len(heldout) < COMPARED:
+        return None
+    one, other = (np.bincount(_spread(each), minlength=vocab).astype(float) for each in (codes, heldout))
+    seen, count = other > 0, other.sum()
+    rest, end = (one[seen] + 0.5) / (one.sum() + 0.5 * vocab), other[seen] / count
+    if (end * np.log(end / rest)).sum() < UNLIKE + 3 * seen.sum() / (2 * count):
+        return None
+    return (f"The last {len(heldout):,} characters, held out, are unlike the rest: validation will tell little of how that is learnt. "
+            "Mix the text's parts first.")
+
+
+def _spread(codes):
+    """Enough of an array to count characters in: all of a short one, else pieces from all of it."""
+    if len(codes) <= 1000 * PIECE:
+        return np.asarray(codes)
+    return np.concatenate([codes[at:at + PIECE] for at in np.linspace(0, len(codes) - PIECE, 1000).astype(int)])
 
 
 class Advisor:

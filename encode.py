@@ -60,7 +60,7 @@ def encodefile(srcfile: str | os.PathLike, outfile: str | os.PathLike, seq_len: 
         if _fingerprint(file) != before:
             raise changed
         if numchars < seq_len:
-            raise TextError(f"{srcfile} gives {numchars} characters, a sequence needs {seq_len}: "
+            raise TextError(f"{srcfile} gives {numchars:,} character{'s' * (numchars != 1)}, a sequence needs {seq_len}: "
                             f"use a longer text or a smaller seq_len")
         length = -(-numchars // seq_len) * seq_len + 1
         with Staged(pathlib.Path(outfile)) as staged:

@@ -9,6 +9,7 @@ import cluster
 import report
 import saving
 import startfrom
+from advice import unlike
 from checkpoint import WorkDir
 from dataset import CharSet
 from encode import checksource, encodefile
@@ -79,6 +80,8 @@ def new(kind: type['ModelState'], srcfile: str | os.PathLike, workdir: str | os.
             'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': ms.numchars,
             'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum, 'startedfrom': ms.startedfrom})
         report.say(f'{ms._describe()}.')
+        if ms.heldout and (advice := unlike(data.codes, ms.heldout.codes, len(charset))):
+            report.say(advice)
         if start_from:
             startfrom.takeover(ms, start_from)
         if init_checkpoint:

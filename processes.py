@@ -22,7 +22,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecu
 
 from errors import short
 
-# The path first, so that what comes behind it can be found.
+# The path first, so that what comes behind it can be found; ours before a program's own, which may have a module of the same name.
+HERE = os.path.dirname(os.path.abspath(__file__))
 _CHILD = 'import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import processes; processes.serve()'
 
 
@@ -44,7 +45,7 @@ class Processes(Executor):
 
     def submit(self, function: Callable, /, *arguments: object) -> Future:  # type: ignore[override]  # takes no keywords
         """A Future of function(*arguments), all of which pickle."""
-        return self.threads.submit(self._call, pickle.dumps(sys.path) + pickle.dumps((function, arguments)))
+        return self.threads.submit(self._call, pickle.dumps([HERE, *sys.path]) + pickle.dumps((function, arguments)))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As of any executor."""

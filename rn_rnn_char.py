@@ -7,6 +7,8 @@
 import os
 import sys
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)        # while ours are imported: a person's program may be called train.py, or have a report.py beside it
 try:
     import report
     from cluster import join
@@ -21,6 +23,8 @@ except ImportError as error:
            'pip install -r requirements.txt`.' if error.name else '.')
     print(f'RN-GRU: {error}{way}', file=sys.stderr, flush=True)
     os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
+finally:
+    sys.path.remove(HERE)
 
 # What others may rely on: these, what they have without an underscore, and so what their methods give.
 __all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet',

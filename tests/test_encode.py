@@ -198,7 +198,8 @@ def test_empty_and_short_texts_are_refused(tmp_path):
     refused(tmp_path, TextError, ['source.txt', 'empty'], b'')
     refused(tmp_path, TextError, ['source.txt', 'empty'], b'\xef\xbb\xbf')
     refused(tmp_path, TextError, ['gives 57 characters, a sequence needs 100'], b'x' * 57, seq_len=100)
-    refused(tmp_path, TextError, ['gives 2 characters'], 'éé'.encode(), seq_len=3)
+    refused(tmp_path, TextError, ['gives 2 characters,'], 'éé'.encode(), seq_len=3)
+    refused(tmp_path, TextError, ['gives 1 character,'], b'a', seq_len=3)
 
 
 def test_wrong_arguments_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """What ModelState promises: DESIGN's calls, what they compile, and what they leave on the disk."""
 
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,19 @@ def test_help_fits_into_80_columns():
     wide = {name: line for name, member in seen.items() for line in (inspect.getdoc(member) or '').splitlines() if len(line) > 70}
     assert not wide                             # 70, as help() indents a method's text by 9
 
+
+
+def test_a_program_called_as_one_of_our_modules_and_others_beside_it_are_not_mistaken_for_ours(tmp_path):
+    for name in 'report', 'history', 'trial', 'processes':
+        (tmp_path / f'{name}.py').write_text("raise RuntimeError('a module of the person')")
+    (tmp_path / 'text.txt').write_text(TEXT)
+    (tmp_path / 'train.py').write_text(
+        "import sys\nbefore = list(sys.path)\nfrom rn_rnn_char import *\nassert sys.path == before\n"
+        "trials = tryhyper('text.txt', 'tries', {'seed': [1]}, layers=1, state_size=4, seq_len=10, train_len=1, batchsize=2)\n"
+        "print(len(trials.best.load().sample(20)))\n")
+    done = subprocess.run([sys.executable, 'train.py'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and done.stdout.endswith('20\n'), done.stderr
 
 
 @pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])
