@@ -21,6 +21,7 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import warnings
 from typing import Any
@@ -48,13 +49,6 @@ def _choose():
 def _setflags(name):
     """Put the flags we need into the environment, unless the user has set them there or in his rc file; why the cache moves, or ''."""
     flags, rc = f'{name.upper()}_FLAGS', f'{name.upper()}RC'
-    # An empty ldflags: classic Theano fails to link on newer NumPy, and the system's BLAS may be a slow one.
-    wanted = {'floatX': 'float32', 'blas__ldflags' if name == 'pytensor' else 'blas.ldflags': ''}
-    home = os.path.expanduser(f'~/.{name}')
-    parent = home if os.path.isdir(home) else os.path.dirname(home)
-    reason = ''
-    if not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
-        wanted['base_compiledir'], reason = _privatedir(name), f"{parent} can't be written"
     files = configparser.RawConfigParser(strict=False)
     try:
         files.read(os.path.expanduser(path) for path in os.environ.get(rc, f'~/.{name}rc').split(os.pathsep))
@@ -62,17 +56,32 @@ def _setflags(name):
         pass                                    # the engine itself will say what is wrong with the file
     theirs = os.environ.get(flags, '')
     given = {item.split('=')[0].strip().replace('__', '.') for item in theirs.split(',')}
-    for key, value in wanted.items():
+
+    def isgiven(key):
         section, _, option = key.replace('__', '.').rpartition('.')
-        if key.replace('__', '.') not in given and not files.has_option(section or 'global', option):
-            theirs += f'{"," if theirs else ""}{key}={value}'
-    os.environ[flags] = theirs
-    return reason if f'base_compiledir={wanted.get("base_compiledir")}' in theirs else ''
+        return key.replace('__', '.') in given or files.has_option(section or 'global', option)
+    # An empty ldflags: classic Theano fails to link on newer NumPy, and the system's BLAS may be a slow one.
+    wanted = {'floatX': 'float32', 'blas__ldflags' if name == 'pytensor' else 'blas.ldflags': ''}
+    home = os.path.expanduser(f'~/.{name}')
+    parent = home if os.path.isdir(home) else os.path.dirname(home)
+    reason = ''
+    if not isgiven('base_compiledir') and not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
+        wanted['base_compiledir'], reason = _privatedir(name, parent), f"{parent} can't be written"
+    # On Linux the engines look for g++ only.
+    if sys.platform == 'linux' and not shutil.which('g++') and (compiler := shutil.which('clang++') or shutil.which('c++')):
+        wanted['cxx'] = compiler
+    os.environ[flags] = ','.join([*filter(None, [theirs]), *(f'{key}={value}' for key, value in wanted.items() if not isgiven(key))])
+    return reason
 
 
-def _privatedir(name):
-    """A temporary directory, the same one in each process, that nobody else can put code into."""
-    path = os.path.join(tempfile.gettempdir(), f'{name}-{os.getuid()}')
+def _privatedir(name, parent):
+    """A temporary directory, the same one in each process, that nobody else can put code into; ImportError, in one sentence, where there is
+    none, as where the whole system can only be read: the engine wants one when it is imported."""
+    try:
+        path = os.path.join(tempfile.gettempdir(), f'{name}-{os.getuid()}')
+    except FileNotFoundError:
+        raise ImportError(f"neither {parent} nor a temporary directory can be written, and {name} needs one of them: "
+                          "set TMPDIR to a directory that can be written") from None
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
