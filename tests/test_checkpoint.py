@@ -20,7 +20,7 @@ import storage
 from checkpoint import WorkDir
 from errors import CheckpointError, WorkDirError
 from storage import loadfacts, savefacts
-from test_storage import ARRAYS, crashing, names, onesentence, sametree
+from test_storage import ARRAYS, crashing, diskcalls, names, onesentence, sametree
 
 STATE = 'GRUEncode-1x8-state.p'
 
@@ -51,6 +51,21 @@ def test_a_crash_at_any_write_of_a_checkpoint_leaves_the_old_or_the_new(tmp_path
         if calls[0] < at:
             break
     assert 10 < at < 99 and not failed
+
+
+def test_a_power_loss_finds_arrays_before_their_facts_and_of_what_is_removed_the_facts_gone_first(tmp_path, monkeypatch):
+    work = WorkDir(tmp_path / 'new' / 'work')
+    with diskcalls(monkeypatch, tmp_path) as calls, work.create():
+        made = work.writecheckpoint(1, 0, 0, {}, ARRAYS)
+    facts, arrays = made.name, made.arrays
+    sizes = [(work.path / name).stat().st_size for name in (arrays, facts)]
+    said = [call for call in calls if not call.startswith('unlink')]
+    assert said[:4] == ['mkdir new', f'fsync {tmp_path.name}/', 'mkdir work', 'fsync new/']
+    assert said[-6:] == [f'fsync {arrays}~ {sizes[0]}', f'replace {arrays}~ {arrays}', 'fsync work/',
+                         f'fsync {facts}~ {sizes[1]}', f'replace {facts}~ {facts}', 'fsync work/']
+    with diskcalls(monkeypatch, tmp_path) as calls:
+        assert work.remove([made]) == 1
+    assert calls == [f'replace {facts} {facts}~', 'fsync work/', f'unlink {arrays}', f'unlink {facts}~']
 
 
 WRITER = '''
