@@ -274,6 +274,16 @@ def test_the_hostile_pickles_do_harm_where_they_are_let(tmp_path):
     assert did >= 20
 
 
+def test_a_container_that_a_pickle_uses_twice_is_refused_since_a_few_steps_could_build_a_tree_without_end(tmp_path):
+    """So what is read is no larger than its steps; `dumpfacts` writes such a container out each time."""
+    for shared in [1, 2], {'a': 1}, (1, [2]):
+        (tmp_path / 'f.p').write_bytes(seal(pickle.dumps({'format': 1, 'one': shared, 'two': shared}, 4)))
+        with pytest.raises(WorkDirError, match='uses a container twice'):
+            loadfacts(tmp_path / 'f.p')
+    (tmp_path / 'f.p').write_bytes(seal(pickle.dumps({'format': 1, 'one': 'text', 'two': 'text', 'three': [b'x', b'x']}, 4)))
+    assert loadfacts(tmp_path / 'f.p')['two'] == 'text'
+
+
 def test_a_facts_file_too_large_is_refused_without_reading_it_all(tmp_path):
     with open(tmp_path / 'f.p', 'wb') as file:
         file.truncate(10 * 2**30)       # sparse
