@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Info(str):
-    """A text that the shell shows as it is, its long lines broken where the terminal ends."""
+    """A text that the shell shows as it is, its long lines broken where
+    the terminal ends."""
 
     def __repr__(self) -> str:
         return colours.fitting(str(self))
