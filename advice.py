@@ -109,8 +109,8 @@ class Advisor:
                                                        for name in ('batchsize', 'valid_len'))
         self.unchecked = 0              # characters since the gates were looked at
 
-    def step(self, loss: float, clipped: float, learnrate: float) -> None:
-        """A step was made: its loss, the share of its gradient that was clipped, its learning rate."""
+    def step(self, clipped: float, learnrate: float) -> None:
+        """A step was made: the share of its gradient that was clipped, its learning rate."""
         if report.verbose:
             self.clipped.append(clipped)
             self.learnrate = learnrate
