@@ -66,7 +66,7 @@ def _entropy(values):
     return float(-(shares * np.log(shares)).sum()), len(counts)
 
 
-def unlike(codes, heldout, vocab):
+def unlike(codes: np.ndarray, heldout: np.ndarray, vocab: int) -> str | None:
     """A line where the part held out is another kind of text than the one trained on, else None: their indices, arrays, and V.
 
     Measured by the divergence of its characters' frequencies from the other part's (Kullback and Leibler 1951), less what chance gives
@@ -109,8 +109,8 @@ class Advisor:
                                                        for name in ('batchsize', 'valid_len'))
         self.unchecked = 0              # characters since the gates were looked at
 
-    def step(self, loss: float, clipped: float, learnrate: float) -> None:
-        """A step was made: its loss, the share of its gradient that was clipped, its learning rate."""
+    def step(self, clipped: float, learnrate: float) -> None:
+        """A step was made: the share of its gradient that was clipped, its learning rate."""
         if report.verbose:
             self.clipped.append(clipped)
             self.learnrate = learnrate

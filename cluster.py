@@ -30,7 +30,7 @@ import watch
 from errors import checkint, reason, short
 
 if TYPE_CHECKING:
-    from device import Accelerator, Processor
+    from device import Device
 
 HEARTBEAT = 10              # seconds without a sign of life after which a process counts as dead, where no connection has told before
 PATIENCE = 7 * 24 * 3600    # seconds that a process which is through waits for the others, so that all end together
@@ -144,7 +144,7 @@ def leave(code: int) -> None:
         _leave(code)
 
 
-def checkdevices(device: 'Processor | Accelerator') -> None:
+def checkdevices(device: 'Device') -> None:
     """ValueError where a process has none of the devices that a model is to be trained on."""
     if count > 1 and len({each.process_index for each in getattr(device, 'jaxdevices', ())}) < count:
         raise ValueError(f'{count} processes train together, and device={device.name!r} with devices={device.count} is not in all of them: '

@@ -158,7 +158,10 @@ class Accelerator:
     fetch = Processor.fetch
 
 
-def chosen(device: str | None, before: Processor | Accelerator, devices: int | str | None = None) -> Processor | Accelerator:
+Device = Processor | Accelerator
+
+
+def chosen(device: str | None, before: Device, devices: int | str | None = None) -> Device:
     """The device called `device`: 'cpu', 'jax' (JAX's default one), or a platform of JAX's, with or without a number ('cuda', 'cuda:1');
     None: `before`. devices: how many of that platform's, or 'all'; None: as before where `device` is None too, else one.
 
@@ -210,7 +213,7 @@ def _listed(devices):
     return ', '.join(f'{each.platform}:{each.id}' for each in devices[:8]) + (', ...' if len(devices) > 8 else '')
 
 
-def checkrows(batchsize: int, device: Processor | Accelerator) -> None:
+def checkrows(batchsize: int, device: Device) -> None:
     """ValueError where the rows of a batch can't be shared out evenly between the devices."""
     below = batchsize // device.count * device.count
     if below != batchsize:

@@ -4,22 +4,23 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-import colours
 import history
 from errors import RNGRUError
 from lock import LOCKFILE, holder
 from opening import DATAFILE
 from storage import filechecksum, isanytemp, loadfacts
+from terminal import fitting
 
 if TYPE_CHECKING:
     from model import ModelState
 
 
 class Info(str):
-    """A text that the shell shows as it is, its long lines broken where the terminal ends."""
+    """A text that the shell shows as it is, its long lines broken where
+    the terminal ends."""
 
     def __repr__(self) -> str:
-        return colours.fitting(str(self))
+        return fitting(str(self))
 
 
 def describe(ms: 'ModelState') -> Info:

@@ -14,11 +14,12 @@ import colours
 import inside
 import page
 import report
-from colours import AMOUNT, SIGNED, shown
+from colours import AMOUNT, SIGNED
 from errors import checkint, checkpath, checktext, short
 from inside import GateValues
 from reading import Score
 from storage import Staged
+from terminal import encodable, fitting, glyph, shown, width
 
 if TYPE_CHECKING:
     from model import ModelState
@@ -86,15 +87,15 @@ class Look(Paged):
 
     def _shown(self, start, stop):
         bits, encoding = colours.depth(), getattr(sys.stdout, 'encoding', None) or 'utf-8'
-        lines = [colours.fitting(line) for line in self._above()]
-        lines += colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, colours.width(), bits, encoding)
+        lines = [fitting(line) for line in self._above()]
+        lines += colours.rows(self.text[start:stop], self._levels()[start:stop], self._scale, width(), bits, encoding)
         left = len(self.text) - stop
         if left > 0 and stop > start:
             following = min(2 * stop - start, len(self.text))
-            lines.append(colours.fitting(f"... and {left:,} characters more: .show({stop}, {following}) goes on, .show() prints all, "
+            lines.append(fitting(f"... and {left:,} characters more: .show({stop}, {following}) goes on, .show() prints all, "
                                          ".html('page.html') makes a page."))
         lines += [self._key(bits), *self._below(encoding)]
-        return colours.encodable('\n'.join(lines), encoding)
+        return encodable('\n'.join(lines), encoding)
 
     def _repr_html_(self):
         """What a Jupyter notebook shows: no script, a character's numbers under the pointer."""
@@ -136,7 +137,7 @@ class Surprise(Score, Look):
     def _key(self, bits):
         labels = {0: 'under 1', **{level: str(level) for level in range(1, 8)}, 8: '8 and more'}
         if not bits:
-            return colours.fitting('The digit under a character: its surprise in whole bits, 8 for all above; none: under 1.')
+            return fitting('The digit under a character: its surprise in whole bits, 8 for all above; none: under 1.')
         return 'In bits, each shade half as likely: ' + colours.legend(AMOUNT, labels, bits)
 
     def _below(self, encoding):
@@ -144,9 +145,9 @@ class Surprise(Score, Look):
         lines = ['Most surprising, and what was likeliest there:'] if worst else []
         for i in worst:
             line, before = self.text.count('\n', 0, i) + 1, self.text[max(i - CONTEXT, 0):i]
-            before = ''.join(colours.glyph(char)[0] for char in before)
+            before = ''.join(glyph(char)[0] for char in before)
             what = f'  {shown(self.text[i], encoding)} {self.shares[i]:.2f} nats, line {line:,}' + f' behind "{before}"' * bool(before)
-            lines.append(colours.fitting([what + ':', *self._likelier(i, encoding)]))
+            lines.append(fitting([what + ':', *self._likelier(i, encoding)]))
         return lines
 
     def _likelier(self, i, encoding='utf-8'):
@@ -201,7 +202,7 @@ class Neurons(Look):
 
     def _key(self, bits):
         if not bits:
-            return colours.fitting('The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; '
+            return fitting('The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; '
                                    'none: nearly zero.')
         labels = {-9: '-1', -7: '', -4: '-0.5', -2: '', 0: '0', 2: '', 4: '0.5', 7: '', 9: '1'}
         return 'The neuron: ' + colours.legend(SIGNED, labels, bits)
@@ -243,7 +244,7 @@ class FoundNeurons(list[inside.Found], Paged):
     def __repr__(self) -> str:
         lines = ['layer neuron      r  by chance  follows'] * bool(self)
         lines += [f'{each.layer:5} {each.neuron:6} {each.r:6.2f} {each.chance:10.2f}  {each.property}' for each in self]
-        return '\n'.join(lines + [colours.fitting(line) for line in self._rest()] + [
+        return '\n'.join(lines + [fitting(line) for line in self._rest()] + [
             "r: correlation over the text's second half, of neurons chosen by its first half."] * bool(self) + [
             f'ms.neurons(text, {each.layer}, {each.neuron}) shows the first one in the text.' for each in self[:1]])
 
@@ -282,7 +283,7 @@ class Gates(GateValues, Paged):
         lines = ['layer gate  below 0.1  0 to 1      above 0.9  units nearly always shut, open']
         lines += [f'{l:5} {gate:4} {shut:10.1%}  {_bars(tenths)} {opened:10.1%} {always:11,} {alwaysopen:6,}'
                   for l, gate, shut, tenths, opened, always, alwaysopen in self._table()]
-        return colours.encodable('\n'.join([*lines, *map(colours.fitting, self.MEANING)]), getattr(sys.stdout, 'encoding', None) or 'utf-8')
+        return encodable('\n'.join([*lines, *map(fitting, self.MEANING)]), getattr(sys.stdout, 'encoding', None) or 'utf-8')
 
     MEANING = ['z, update gate: near 1 a unit keeps its state, near 0 it takes the new one.',
                'r, reset gate: near 1 the new one is made with the states before, near 0 without.']

@@ -81,7 +81,7 @@ class ModelState:
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
         self.startedfrom = startedfrom
         self.checkpoint: Checkpoint | None = None
-        self.device: places.Processor | places.Accelerator = places.CPU     # where the network computes
+        self.device: places.Device = places.CPU     # where the network computes
         self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod

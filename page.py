@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from colours import AMOUNT, SIGNED, Scale, glyph, ink, name
+from colours import AMOUNT, SIGNED, Scale, ink
+from terminal import glyph, name
 
 if TYPE_CHECKING:
     from inside import Found, Reading

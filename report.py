@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
-import colours
+import terminal
 
 if TYPE_CHECKING:
     from generate import Stream
@@ -65,7 +65,7 @@ def _put(text, file, isfolded=True):
         return
     with contextlib.suppress(OSError, ValueError, AttributeError):  # whoever listened has gone (a closed pipe or terminal): work goes on
         columns = isfolded and _columns(file)
-        tqdm.write(printable(colours.folded(text, columns) if columns else text, file), file=file)
+        tqdm.write(printable(terminal.folded(text, columns) if columns else text, file), file=file)
         file.flush()
 
 
@@ -111,8 +111,8 @@ def printable(text: str, file: TextIO) -> str:
     """`text` with a question mark for each character that `file` can't show, and on a terminal with a sign for each that would command it:
     a model may write the escape sequences of the text that it learnt, and broken ones."""
     encoding = getattr(file, 'encoding', None) or 'utf-8'
-    if colours.isterminal(file):
-        text = COMMANDS.sub(lambda found: colours.glyph(found[0])[0], text)
+    if terminal.isterminal(file):
+        text = COMMANDS.sub(lambda found: terminal.glyph(found[0])[0], text)
     return text.encode(encoding, 'replace').decode(encoding)
 
 
@@ -153,7 +153,7 @@ class Progress:
 def _columns(file):
     """Columns of the terminal that a file is; 0 where it is none, or one without a width, as some programs' are."""
     try:
-        return os.get_terminal_size(file.fileno()).columns if colours.isterminal(file) else 0
+        return os.get_terminal_size(file.fileno()).columns if terminal.isterminal(file) else 0
     except (AttributeError, OSError, ValueError):       # IDLE's shell, say, is a terminal without a file
         return 0
 

@@ -294,7 +294,7 @@ class Accounts:
             speed, self.last = step.size / (now - max(step.start, self.last)), now
             self.losses.append(loss)
             self.saver.addstep(loss, step.learnrate, gradnorm, clipped, speed, place=step.place)
-            self.advisor.step(loss, clipped, step.learnrate)
+            self.advisor.step(clipped, step.learnrate)
             self.progress.step(np.mean(self.losses[-100:]))
 
 

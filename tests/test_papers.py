@@ -1,5 +1,7 @@
 """What CONTRIBUTING.md and the other papers say of the code is so."""
 
+import ast
+import graphlib
 import importlib.util
 import re
 import textwrap
@@ -55,6 +57,31 @@ def test_every_module_has_its_room_in_contributing_and_every_room_is_there():
     table = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8').split('## The rooms')[1].split('\nPublic is')[0]
     rooms = re.findall(r'`(\w+\.py)`', ''.join(line.split('|')[1] for line in table.splitlines() if line.startswith('|')))
     assert sorted(rooms) == sorted(path.name for path in ROOT.glob('*.py'))
+
+
+def imports(path):
+    """Names of the modules that one imports when it is imported: not in a function, not for its types alone."""
+    nodes = ast.parse(path.read_text(encoding='utf-8')).body
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, (ast.If, ast.Try, ast.With)) and 'TYPE_CHECKING' not in ast.unparse(node)[:20]:
+            nodes += node.body
+
+
+@pytest.mark.anyengine
+def test_imports_go_one_way_and_what_reads_files_knows_no_theano():
+    known = {path.stem: set(imports(path)) for path in ROOT.glob('*.py')}
+    assert 'engine' in known['ops'] and 'model' not in known['generate']            # which names it in its types alone
+    order = list(graphlib.TopologicalSorter(known).static_order())         # CycleError where two need each other
+    assert order.index('engine') < order.index('ops') < order.index('layers') < order.index('model') < order.index('rn_rnn_char')
+    needed = {'dataset', 'encode', 'checkpoint', 'history', 'reading', 'inside'}
+    while needed != (needed := needed.union(*(known.get(name, ()) for name in needed))):
+        pass
+    assert 'numpy' in needed and not needed & {'engine', 'pytensor', 'theano', 'jax'}
 
 
 @pytest.mark.anyengine
