@@ -24,6 +24,7 @@ GATECHARS = 400         # characters, half of them at least, along which the gat
 GATESHARE = 1 / 500     # trained on: NumPy takes a hundredth of that time for it, in the smallest networks too
 COMPARED, PIECE = 5000, 1000    # characters that a held-out part must have to be compared with the rest; those of a piece of a long text
 UNLIKE = 0.3            # nats
+MANY = 500              # different characters, whose first weights are too much alike in a new model but with init='lookup'
 STUCK = 0.25            # share of a layer's units
 
 
@@ -214,8 +215,10 @@ class Advisor:
         kinds = {'update gate is always 1 (state never changes)': (layer.zopen == 1).sum(),
                  'update gate is always 0 (nothing remembered)': (layer.zshut == 1).sum(),
                  'state never varies': (layer.spread < layer.STILL).sum()}
-        return f'gates {l}', float(share), (f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: ms.restore(name) '
-                                            f'an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
+        better = (f"of {len(ms.charset):,} different characters a new model with init='lookup' learns more."
+                  if len(ms.charset) >= MANY and ms.hyper.init != 'lookup' else
+                  f'ms.restore(name) an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
+        return f'gates {l}', float(share), f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: {better}'
 
     def _toolow(self, losses, clipped):
         ms, rate = self.ms, self.ms.hyper.learnrate
