@@ -420,8 +420,7 @@ def _sentence(error):
 
 
 def _complain(text):
-    with contextlib.suppress(OSError):
-        print(f'{PROGRAM.removesuffix(".py")}: {text}', file=sys.stderr, flush=True)
+    report.alarm(f'{PROGRAM.removesuffix(".py")}: {text}')
 
 
 def run(argv):
