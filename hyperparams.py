@@ -46,7 +46,7 @@ class HyperParams:
     layers, state_size, layernorm, init and valid_frac are set once, when
     the model is made. The defaults of the first five, and RMSProp, are
     the original's, small and careful. A lower loss in the same time:
-    optimizer='adamw', learnrate=0.004, ema=0.999,
+    optimizer='adamw', learnrate=0.004, ema=0.999, init='lookup',
     trainmodel(schedule='linear', end_learnrate=0.0004).
     A wrong name raises TypeError (AttributeError where it is assigned)
     and names the nearest right one; a value of the wrong type raises
