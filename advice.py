@@ -124,7 +124,9 @@ class Advisor:
         train = _recent(losses)
         self.points.append(Point(model.updates, model.pos, validation, train, steps, self.learnrate))
         self.unchecked += len(losses) * self.run.batchsize * self.ms.data.seq_len
-        found = self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
+        # Units that are stuck from the first step on also make the loss stay where it is, and jump.
+        found = self._stuck() if self._isalike else None
+        found = found or self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
         self.lowest = min(self.lowest, lowestwindow(losses))
         return self._news(found)
 
@@ -159,6 +161,11 @@ class Advisor:
     @property
     def _noise(self):
         return NOISE / math.sqrt(self.run.batchsize * self.ms.data.seq_len)
+
+    @property
+    def _isalike(self):
+        """Whether the rows of so many characters were drawn too much alike."""
+        return len(self.ms.charset) >= MANY and self.ms.hyper.init != 'lookup'
 
     def _isfading(self):
         """Whether a schedule has taken the rate far below what was asked for: what its end looks like is meant so."""
@@ -216,7 +223,7 @@ class Advisor:
                  'update gate is always 0 (nothing remembered)': (layer.zshut == 1).sum(),
                  'state never varies': (layer.spread < layer.STILL).sum()}
         better = (f"of {len(ms.charset):,} different characters a new model with init='lookup' learns more."
-                  if len(ms.charset) >= MANY and ms.hyper.init != 'lookup' else
+                  if self._isalike else
                   f'ms.restore(name) an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
         return f'gates {l}', float(share), f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: {better}'
 
