@@ -29,6 +29,7 @@ GATECHARS = 400         # characters, half of them at least, along which the gat
 GATESHARE = 1 / 500     # trained on: NumPy takes a hundredth of that time for it, in the smallest networks too
 COMPARED, PIECE = 5000, 1000    # characters that a held-out part must have to be compared with the rest; those of a piece of a long text
 UNLIKE = 0.3            # nats
+MANY = 500              # different characters, whose first weights are too much alike in a new model but with init='lookup'
 STUCK = 0.25            # share of a layer's units
 
 
@@ -130,7 +131,9 @@ class Advisor:
         train = _recent(losses)
         self.points.append(Point(model.updates, model.pos, validation, train, steps, self.learnrate))
         self.unchecked += len(losses) * self.run.batchsize * self.ms.data.seq_len
-        found = self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
+        # Units that are stuck from the first step on also make the loss stay where it is, and jump.
+        found = self._stuck() if self._isalike else None
+        found = found or self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
         self.lowest = min(self.lowest, _lowestwindow(losses))
         return self._news(found)
 
@@ -165,6 +168,11 @@ class Advisor:
     @property
     def _noise(self):
         return NOISE / math.sqrt(self.run.batchsize * self.ms.data.seq_len)
+
+    @property
+    def _isalike(self):
+        """Whether the rows of so many characters were drawn too much alike."""
+        return len(self.ms.charset) >= MANY and self.ms.hyper.init != 'lookup'
 
     def _isfading(self):
         """Whether a schedule has taken the rate far below what was asked for: what its end looks like is meant so."""
@@ -221,8 +229,10 @@ class Advisor:
         kinds = {'update gate is always 1 (state never changes)': (layer.zopen == 1).sum(),
                  'update gate is always 0 (nothing remembered)': (layer.zshut == 1).sum(),
                  'state never varies': (layer.spread < STILL).sum()}
-        return f'gates {l}', float(share), (f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: ms.restore(name) '
-                                            f'an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
+        better = (f"of {len(ms.charset):,} different characters a new model with init='lookup' learns more."
+                  if self._isalike else
+                  f'ms.restore(name) an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
+        return f'gates {l}', float(share), f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: {better}'
 
     def _toolow(self, losses, clipped):
         ms, rate = self.ms, self.ms.hyper.learnrate

@@ -328,8 +328,7 @@ def parse(argv: list[str]) -> tuple[Command, list[str], dict, Callable]:
 
 
 def _complain(text):
-    with contextlib.suppress(OSError):
-        print(f'{PROGRAM.removesuffix(".py")}: {text}', file=sys.stderr, flush=True)
+    report.alarm(f'{PROGRAM.removesuffix(".py")}: {text}')
 
 
 def run(argv: list[str]) -> int:

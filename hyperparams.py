@@ -46,7 +46,7 @@ class HyperParams:
     layers, state_size, layernorm, init and valid_frac are set once, when
     the model is made. The defaults of the first five, and RMSProp, are
     the original's, small and careful. A lower loss in the same time:
-    optimizer='adamw', learnrate=0.004, ema=0.999,
+    optimizer='adamw', learnrate=0.004, ema=0.999, init='lookup',
     trainmodel(schedule='linear', end_learnrate=0.0004).
     A wrong name raises TypeError (AttributeError where it is assigned)
     and names the nearest right one; a value of the wrong type raises
@@ -69,7 +69,8 @@ class HyperParams:
     layernorm: bool = _switch("each layer's output is normalised on its way to the next one and out", forgood='it shapes the network')
     ema: float = _hyper(0.0, 'share of the running mean of the parameters, which then generates text, that a step keeps; 0: none', high=1)
     precision: str = _choice('operands of the products in training, where the processor has bfloat16', 'float32', 'bfloat16')
-    init: str = _choice('first recurrent weights', 'uniform', 'orthogonal', forgood='the first parameters were drawn by it')
+    init: str = _choice('first weights: within 1 / sqrt(rows), with orthogonal recurrent ones, or with those of characters within 1',
+                        'uniform', 'orthogonal', 'lookup', forgood='the first parameters were drawn by it')
     valid_frac: float = _hyper(0.0, 'share of the text, at its end, that is held out from training', high=1, forgood='it parts the text')
 
     def __setattr__(self, name: str, value: object) -> None:

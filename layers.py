@@ -26,7 +26,9 @@ class ModelParams(Compiled):
     Parameters (get_params, set_params): float32 arrays by name. Per layer l from 0: `U{l}` (inputs, 3H), `W{l}` (H, 3H), `b{l}` (3H,),
     columns in the order z, r, h (see `ops`); the output layer's `V` (H, V) and `c` (V,); a model type adds its own.
     Initial weights are uniform within +-sqrt(1 / number of rows), biases zero (LeCun et al. 1998, Efficient BackProp, 4.6);
-    with init='orthogonal' the blocks z, r and h of every W{l} are orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
+    with init='orthogonal' the blocks z, r and h of every W{l} are orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120);
+    with 'lookup' the rows that characters look up (E, in GRUResize U0) are within +-1: of a one-hot input a single row counts, however many
+    there are, and thousands of rows within 1 / sqrt(V) look alike to the layers above.
     With layernorm=True each layer passes its states up normalised (see `layernorm`), which adds no parameters.
 
     Caches, as many numbers as parameters each: `m` + name, mean squared gradients (RMSProp, Adam, AdamW); `g` + name, mean gradients (Adam,
@@ -62,7 +64,8 @@ class ModelParams(Compiled):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
         self.params, self.caches = {}, {}
         for name, shape in self.shapes.items():
-            bound = shape[0] ** -0.5
+            islookedup = hyper.init == 'lookup' and self.BYCHARACTER.get(name) == 0
+            bound = 1.0 if islookedup else shape[0] ** -0.5
             value = (np.zeros(shape, np.float32) if name[0] in self.BIASES
                      else _orthogonal(rng, state_size) if name[0] == 'W' and hyper.init == 'orthogonal'
                      else rng.uniform(-bound, bound, shape).astype(np.float32))

@@ -19,8 +19,10 @@ try:
 except ImportError as error:
     if __name__ != '__main__' or error.name not in (None, 'numpy', 'pytensor', 'theano', 'tqdm'):   # None: RN_GRU_ENGINE is wrong
         raise
-    way = (f'. Type `make shell` in the project\'s directory, which installs what is needed and opens the shell, or `{sys.executable} -m '
-           'pip install -r requirements.txt`.' if error.name else '.')
+    pip = (f'`{sys.executable} -m pip install -r requirements.txt`' if sys.prefix != sys.base_prefix
+           else 'go into a virtual environment and `pip install -r requirements.txt`')       # elsewhere many systems refuse it
+    way = (f". Type `make shell` in the project's directory, which installs what is needed and opens the shell, or {pip}."
+           if error.name else '.')
     print(f'RN-GRU: {error}{way}', file=sys.stderr, flush=True)
     os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
 finally:

@@ -182,6 +182,16 @@ def test_gates_that_are_stuck_are_told_with_their_layer_and_share(train, bias, w
     assert said[0].startswith('Stuck units: 50% of layer 1, whose update gate is ' + words) and 'ms.hyper.learnrate' in said[0]
 
 
+@pytest.mark.parametrize('init, isadvised', [('uniform', True), ('lookup', False)])
+def test_where_many_different_characters_leave_units_stuck_other_first_weights_are_named(train, init, isadvised, monkeypatch):
+    monkeypatch.setattr(advice, 'toohigh', lambda *args: (1.0, 'the loss jumps') if isadvised else None)     # as it does then
+    def change(params):
+        params['b0'][:16] = 40
+        return params
+    _, said = train(1, 16, 300, text=''.join(map(chr, range(0x4e00, 0x5050))) + write(), init=init, change=change)
+    assert said[0].startswith('Stuck units: 50% of layer 0') and ("a new model with init='lookup'" in said[0]) == isadvised
+
+
 @pytest.mark.anyengine(False)
 def test_a_quarter_of_the_units_may_be_stuck(train):
     def change(params):

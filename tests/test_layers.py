@@ -143,6 +143,16 @@ def test_initial_weights_are_uniform_within_the_root_of_one_over_rows_and_biases
         assert abs((value > bound / 2).mean() - 0.25) < 0.03
 
 
+@pytest.mark.parametrize('modeltype, rows', [('GRUEncode', 'E'), ('GRUResize', 'U0')])
+def test_rows_that_characters_look_up_start_within_one_where_asked_for_and_all_else_as_ever(modeltype, rows):
+    params = layers.MODELTYPES[modeltype](70, 2, 60, 1, HyperParams(init='lookup')).get_params()
+    plain = layers.MODELTYPES[modeltype](70, 2, 60, 1).get_params()
+    assert 0.99 < np.abs(params[rows]).max() <= 1 and abs(params[rows].std() * 3 ** 0.5 - 1) < 0.05
+    assert abs(params[rows].mean()) < 0.05
+    del params[rows], plain[rows]
+    assert same(params, plain)
+
+
 @pytest.mark.parametrize('modeltype', TYPES)
 def test_initial_weights_come_from_the_seed_alone(modeltype):
     first = build(modeltype, seed=5).get_params()
