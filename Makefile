@@ -3,6 +3,9 @@
 # make clean: remove what these have made.
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
+# An upgrade of the system's Python leaves environments behind that find no Python, or no packages: they are made anew.
+ANEW := $(shell for venv in .venv .venv-theano; do \
+  if [ -e $$venv/ready ] && [ -L $$venv/bin/python ] && ! $$venv/bin/python -c "import tqdm"; then rm -rf $$venv; fi; done 2> /dev/null)
 
 demo: .venv/ready
 	@.venv/bin/python demo.py
