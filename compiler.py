@@ -94,10 +94,12 @@ def compiled(name: str | None = None) -> Path:
             return path
         if flags[len(FLAGS):] == last or _knows(command, flags):
             break
+    directory.mkdir(parents=True, exist_ok=True)
+    if _noexec(directory):
+        raise OSError(f'{engine.name.upper()}_FLAGS=base_compiledir=... must name a directory where programs may run, unlike {directory}')
     where = f' into {directory}, as {engine.nohome}' if engine.nohome else ''
     report.say(f'Compiling the kernels{where}, once for this machine ...')
     start = time.perf_counter()
-    directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
         def compiled(source):
             target = str(Path(temporary, source.stem + '.o'))
@@ -119,6 +121,11 @@ def why(error: Exception) -> str:
     if isinstance(error, NoCompiler):
         return 'there is no C++ compiler. `sudo apt install g++` (Debian, Ubuntu) or `xcode-select --install` (macOS) brings one.'
     return f'the kernels could not be made ready ({reason(error)}).'
+
+
+def _noexec(directory):
+    """Whether it lies on a file system from which no program may run, as guarded machines mount /home or /tmp: no library loads there."""
+    return hasattr(os, 'ST_NOEXEC') and bool(os.statvfs(directory).f_flag & os.ST_NOEXEC)
 
 
 def _command():

@@ -46,6 +46,13 @@ def _choose():
     raise ModuleNotFoundError(f'this Python has no {wanted or "PyTensor (nor classic Theano)"}', name=wanted or 'pytensor')
 
 
+def _setenvironment():
+    """Give the engines what they can't be imported without, and a bare environment lacks: a home, a PATH."""
+    if os.path.expanduser('~') == '~':          # no HOME, and a user without a name, as containers have them
+        os.environ['HOME'] = os.sep
+    os.environ.setdefault('PATH', os.defpath)   # else gcc finds no linker
+
+
 def _setflags(name):
     """Put the flags we need into the environment, unless the user has set them there or in his rc file; why the cache moves, or ''."""
     flags, rc = f'{name.upper()}_FLAGS', f'{name.upper()}RC'
@@ -92,6 +99,7 @@ def _privatedir(name, parent):
 
 
 name = _choose()
+_setenvironment()
 nohome = _setflags(name)            # why compiled code goes to a temporary directory; '': it doesn't
 
 if name == 'pytensor':

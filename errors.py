@@ -4,11 +4,15 @@ Wrong use raises the built-in exception that fits (ValueError, TypeError, FileNo
 these, always with one sentence that says what is wrong, with what value, and what to do.
 """
 
+import contextlib
 import difflib
 import math
 import numbers
 import os
 from collections.abc import Iterable, Sequence
+
+# The memory that a container may take, as it sees it: control groups version 2 and 1.
+CONTAINERS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
 
 
 class RNGRUError(Exception):
@@ -99,10 +103,26 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 
 def checkmemory(what: str, needed: float, advice: str) -> None:
-    """MemoryError, in one sentence with the advice, where `what` takes more bytes than this machine has."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    """MemoryError, in one sentence with the advice, where `what` takes more bytes than this machine or container has."""
+    memory = _memory()
     if needed > memory:
-        raise MemoryError(f'{what} takes about {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: {advice}')
+        raise MemoryError(f'{what} takes about {_gigabytes(needed)}, and this machine has {_gigabytes(memory)}: {advice}')
+
+
+def _memory():
+    """Bytes of memory that this machine has, or its container where that has less."""
+    limits = []
+    for path in CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):              # 'max': no limit
+            with open(path) as file:
+                limits.append(int(file.read()))
+    if hasattr(os, 'sysconf'):                                      # not Windows
+        limits.append(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+    return min(limits, default=math.inf)
+
+
+def _gigabytes(size):
+    return f'{size / 1e9:,.{int(size < 1e10)}f} GB'
 
 
 def short(value: object) -> str:

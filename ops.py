@@ -33,7 +33,11 @@ def buffer(storage, shape, dtype):
     """The array to write an output into: last call's, where it fits (fresh pages cost as much as the arithmetic)."""
     if storage[0] is None or storage[0].shape != shape or storage[0].dtype != dtype or not storage[0].flags.c_contiguous:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = np.empty(size + 64, np.uint8)
+        try:
+            memory = np.empty(size + 64, np.uint8)
+        except MemoryError:
+            raise MemoryError(f'there is no memory for an array of {size / 1e6:,.0f} MB: use a smaller batchsize, seq_len or network'
+                              ) from None
         start = -memory.ctypes.data % 64        # whole cache lines: 1 to 2 % of a step
         storage[0] = memory[start:start + size].view(dtype).reshape(shape)
     return storage[0]

@@ -49,7 +49,7 @@ def hyperparameters() -> list[Option]:
 def _described(function: Callable) -> dict[str, str]:
     """What the table in a function's docstring says of each parameter: lines of `name   text` or `name: text`, and indented ones behind."""
     names, table, current = inspect.signature(function).parameters, {}, None
-    for line in (inspect.getdoc(function) or '').splitlines():
+    for line in (inspect.getdoc(function) or '').splitlines():        # none: `python3 -OO`
         found = re.match(r'(\w+)(?:: *| {2,})(\S.*)', line)
         if found and found[1] in names:
             current = found[1]

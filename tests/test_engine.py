@@ -1,6 +1,7 @@
 """Which Theano is chosen and how it is set up: each test imports engine.py in a process of its own."""
 
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,24 @@ def test_a_home_that_cannot_be_written_still_compiles(tmp_path, home):
     process = run(code, HOME=tmp_path / 'no' / 'such' if home == 'nowhere' else file, TMPDIR=temporary)
     assert (process.returncode, process.stdout, process.stderr) == (0, '', '')
     assert list(temporary.iterdir()) and not (tmp_path / 'no').exists()
+
+
+def test_a_bare_environment_gets_a_path_and_a_user_without_a_name_a_home(monkeypatch):
+    """As of `env -i`, and of a container's `--user 12345`; who has them keeps them."""
+    monkeypatch.setenv('HOME', '/some/home')
+    monkeypatch.setenv('PATH', '/some/path')
+    engine._setenvironment()
+    assert (os.environ['HOME'], os.environ['PATH']) == ('/some/home', '/some/path')
+    monkeypatch.delenv('HOME')
+    monkeypatch.delenv('PATH')
+    engine._setenvironment()
+    assert 'HOME' not in os.environ and '/usr/bin' in os.environ['PATH'].split(os.pathsep)
+
+    def nobody(uid):
+        raise KeyError(uid)
+    monkeypatch.setattr(pwd, 'getpwuid', nobody)
+    engine._setenvironment()
+    assert os.path.expanduser('~') == '/'
 
 
 def test_where_nothing_can_be_written_one_sentence_says_so_and_a_directory_of_the_user_is_taken(monkeypatch, tmp_path):

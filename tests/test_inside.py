@@ -1,5 +1,6 @@
 """What a reading gives, against the naive network, and which neurons follow something: planted ones, and none in noise."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -112,6 +113,25 @@ def test_what_this_machine_cannot_hold_is_refused_in_one_sentence(ms, monkeypatc
     for call in (lambda: inside.read(ms, TEXT[:120], states=True), lambda: inside.gatevalues(ms, TEXT[:60])):
         with pytest.raises(MemoryError, match='give a part of the text'):
             call()
+
+
+@pytest.mark.parametrize('limits, refused', [([], ''), (['max\n'], ''), (['2500000000\n'], '2.5 GB'), (['9223372036854771712\n'], ''),
+                                             (['max\n', '500000000\n'], '0.5 GB'), (['nonsense'], '')])
+def test_a_container_has_the_memory_that_its_control_group_leaves_it(monkeypatch, tmp_path, limits, refused):
+    """On a machine of 4 GB, for 3 GB."""
+    monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 4096}.get(name, 1_000_000))
+    monkeypatch.setattr(errors, 'CONTAINERS', [tmp_path / name for name in ('two', 'one')])
+    for path, limit in zip(errors.CONTAINERS, limits):
+        path.write_text(limit)
+    with pytest.raises(MemoryError, match=f'about 3.0 GB, and this machine has {refused}: wait$') if refused else contextlib.nullcontext():
+        errors.checkmemory('it', 3e9, 'wait')
+
+
+def test_where_nobody_tells_the_memory_nothing_is_refused(monkeypatch, tmp_path):
+    """Windows has no sysconf."""
+    monkeypatch.delattr(errors.os, 'sysconf')
+    monkeypatch.setattr(errors, 'CONTAINERS', [tmp_path / 'none'])
+    errors.checkmemory('it', 1e30, 'wait')
 
 
 # ---- neurons that follow something

@@ -101,6 +101,14 @@ def test_huge_weights_stay_finite():
     assert np.isfinite(S).all() and abs(S).max() <= 1e4
 
 
+def test_an_array_for_which_there_is_no_memory_is_refused_in_one_sentence_that_says_what_to_do():
+    """2 ** 58 numbers: more bytes than a processor addresses."""
+    storage = [None]
+    with pytest.raises(MemoryError, match=r'^there is no memory for an array of 1,152,921,504,607 MB: use a smaller batchsize, seq_len'):
+        ops._buffer(storage, (2 ** 29, 2 ** 29), 'float32')
+    assert storage == [None]
+
+
 def test_compiled_gru_reuses_its_buffers_without_touching_what_it_gave_before():
     inputs = [symbol(i) for i in grucase('onehot')]
     f = engine.compilefunction(inputs, ops.GRU('onehot')(*inputs)[:2])
