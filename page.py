@@ -117,10 +117,10 @@ def snippet(above: Sequence[str], text: str, levels: Iterable[int], scale: Scale
     parts = []
     for char, level, title in zip(text, levels, titles):
         colour = scale.colour(int(level), False)
-        style = f' style="background:{_css(colour)};color:{_css(ink(colour))}"' if level else ''
+        style = f' style="padding:2px 0;background:{_css(colour)};color:{_css(ink(colour))}"' if level else ''
         parts.append(f'<span title="{html.escape(_signs(title))}"{style}>{html.escape(glyph(char)[0])}</span>' + '\n' * (char == '\n'))
-    return (f'<div style="background:#fff;color:#1b1d22;padding:8px">{_lines(above)}<pre style="background:#fff;color:#1b1d22;white-space:'
-            f'pre-wrap;overflow-wrap:anywhere;line-height:1.5">{"".join(parts)}</pre>{_lines(below)}</div>')
+    return (f'<div style="background:#fff;color:#1b1d22;padding:8px">{_lines(above)}<pre style="background:#fff;color:#1b1d22;font-family:'
+            f'monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5">{"".join(parts)}</pre>{_lines(below)}</div>')
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence], below: Sequence[str]) -> str:

@@ -80,6 +80,8 @@ def plot(histories: str | os.PathLike | Table | Sequence[str | os.PathLike | Tab
             report.say(f'No display here: the plot is in {os.path.abspath(DEFAULT)}')
         else:
             pyplot.show()
+            if 'inline' in pyplot.get_backend():
+                _shownonce(figure)
     return figure
 
 
@@ -110,6 +112,18 @@ def _save(figure, path):
     figure.savefig(image, format=os.path.splitext(path)[1][1:].lower(), dpi=DOTS)
     with open(path, 'wb') as file:
         file.write(image.getbuffer())
+
+
+def _shownonce(figure):
+    """In a notebook pyplot shows a figure in its cell: as the value of that cell it isn't shown again, as that of a later one it is."""
+    from IPython import display, get_ipython
+    cell = getattr(get_ipython(), 'execution_count', None)
+
+    def show():
+        if get_ipython().execution_count != cell:
+            del figure._ipython_display_
+            display.display(figure)
+    figure._ipython_display_ = show
 
 
 # ---- drawing

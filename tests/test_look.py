@@ -224,6 +224,12 @@ def test_a_notebook_gets_html_in_which_the_text_is_text(ms):
     assert shown == ''.join(terminal.glyph(char)[0] for char in HOSTILE)
 
 
+def test_a_notebook_shows_the_text_in_letters_of_one_width(ms):
+    """Jupyter's own rules give a <pre> the letters of sentences."""
+    for seen in ms.surprise('if a:\n    b'), ms.neurons('if a:\n    b', 0, 1):
+        assert 'font-family:monospace' in re.search('<pre style="([^"]*)"', seen._repr_html_())[1].split(';')
+
+
 # ---- refused
 
 @pytest.mark.parametrize('arguments, error, said', [

@@ -11,6 +11,7 @@ import doctest
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import os
 import pydoc
@@ -111,7 +112,7 @@ def _statements(block, name, first):
 
 
 def isshell(line):
-    return bool(re.match(r'(?:\w+=\S+ +)*(?:make|pip|sudo|(?:\S*/)?python3?) ', line))
+    return bool(re.match(r'(?:\w+=\S+ +)*(?:make|(?:\S*/)?(?:python3?|pip|jupyter)) ', line))
 
 
 def spans(paper):
@@ -124,18 +125,18 @@ def spans(paper):
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 def shape(text):
-    """What a printed text has in common with another of its kind: numbers, quoted words and marks under a text replaced, and where in a
-    text a character stands."""
+    """What a printed text has in common with another of its kind: numbers, quoted words and marks under a text replaced, what stood before
+    a character left out, and of lines that are alike then, a table's, one kept."""
     lines = ['0' if re.fullmatch(r'[\d ]+', line) else line for line in text.splitlines()]
     text = re.sub(r""" behind "[^"\n]*"|'''|'(?:[^'\\\n]|\\.)*'|"[^"\n]*\"""", lambda found: '' if found[0].startswith(' ') else "''",
                   '\n'.join(lines))
     text = re.sub(r'(?:under |over )?-?\d+(?:[.,:]\d+)*', '0', text)
-    return re.sub(r' +', ' ', text).strip()
+    return '\n'.join(line for line, _ in itertools.groupby(re.sub(r' +', ' ', text).strip().splitlines()))
 
 
 def likely(want, got):
     """Whether what was printed has the shape of what README.md shows; there `...` stands for anything."""
-    pattern = re.escape(shape(want)).replace(re.escape('...'), '.*')
+    pattern = '.*'.join(map(re.escape, re.split(r'\n? ?\.\.\.', shape(want))))
     return re.fullmatch(pattern, shape(got), re.DOTALL) is not None
 
 
@@ -192,10 +193,12 @@ def check(text):
             commandline.parse(rest[1:rest.index('>')] if '>' in rest else rest[1:])
     elif rest[:2] == ['-i', 'rn_rnn_char.py']:
         assert not rest[2:]
+    elif program.endswith('jupyter'):
+        files = rest[1:]
     elif 'pip' in words and 'install' in rest:
         files = [rest[i + 1] for i, word in enumerate(rest) if word == '-r']
-    elif rest[0] == '-m' and rest[1] in ('pytest', 'ruff'):
-        files = [word for word in rest if word.endswith('.py')]
+    elif rest[0] == '-m' and rest[1] in ('pytest', 'ruff', 'nbconvert'):
+        files = [word for word in rest if word.endswith(('.py', '.ipynb'))]
     else:
         assert rest[0].startswith('benchmarks/'), 'no test knows what this is'
         files = rest[:1]                        # its options: test_options_of_benchmarks_are_theirs
@@ -218,8 +221,9 @@ def shell(text):
 
 def execute(text):
     """Run a command line with this Python, and fail where it does."""
-    text = re.sub(r'\brn_rnn_char\.py', shlex.quote(str(ROOT / 'rn_rnn_char.py')), re.sub(r'^python3\b', shlex.quote(sys.executable), text))
-    done = subprocess.run(text, shell=True, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8', timeout=60,
+    text = re.sub(r'\brn_rnn_char\.py', shlex.quote(str(ROOT / 'rn_rnn_char.py')), text)
+    text = re.sub(r'^\S*python3?\b', shlex.quote(sys.executable), text)
+    done = subprocess.run(text, shell=True, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8', timeout=120,
                           env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'utf-8'})
     assert done.returncode == 0, done.stderr
 
@@ -259,6 +263,8 @@ def test_every_command_of_the_other_papers_is_one(paper):
     assert lines
     for line in lines:
         check(line.text)
+    for line in statements(paper):              # Python and sentences beside them, but no command of an unknown kind among known ones
+        assert line.kind or not any(map(isshell, line.text.splitlines())), line
 
 
 @pytest.mark.parametrize('paper', PAPERS, ids=lambda path: str(path.relative_to(ROOT)))
