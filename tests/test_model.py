@@ -586,6 +586,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one_and_is_named(tra
     assert '\n' not in str(raised.value)
 
 
+@pytest.mark.filterwarnings('ignore:.*damaged')
+def test_the_checkpoint_that_is_fallen_back_to_brings_its_hyperparameters(trained):
+    trained.hyper.learnrate = 0.25
+    trained.trainmodel(train_len=1, valid_len=1, print_every=0)
+    flip(trained.workdir.path / trained.checkpoint.arrays)
+    for ms in trained, ModelState.load(trained.workdir.path):
+        assert ms.hyper.learnrate == 0.25
+        ms.restore()
+        assert (ms.model.pos, ms.hyper.learnrate) == (2, 0.001)
+
+
 def test_a_failed_restore_leaves_the_model_as_it_was(trained):
     *_, middle, last = trained.checkpoints()
     before, hyper = trained.model.arrays(), trained.hyper
@@ -764,6 +775,16 @@ def test_a_checkpoint_of_another_text_is_refused_though_all_its_shapes_fit(srcfi
     assert ms.checkpoint.name != other.checkpoint.name
 
 
+def test_a_checkpoint_of_the_same_text_in_sequences_of_another_length_is_refused_though_its_encoded_text_is_the_same(srcfile):
+    srcfile.write_text(TEXT[:400])                   # whole sequences of 10 as of 20: no padding
+    ms, other = make(srcfile), make(srcfile, 'other', seq_len=20)
+    assert ms.textchecksum == other.textchecksum
+    for path in other.workdir.path.glob('*-model.*'):
+        shutil.copy(path, ms.workdir.path)
+    with pytest.raises(RNGRUError, match='another text'):
+        ms.restore(other.checkpoint.name)
+
+
 def test_what_ctrl_c_kept_stays_when_another_checkpoint_is_gone_back_to(srcfile):
     ms = make(srcfile)
     losses(ms, 2.5, (1.0, 'training'))
@@ -782,6 +803,20 @@ def test_an_old_save_that_a_kill_left_beside_the_new_one_goes_with_it(srcfile, m
     with monkeypatch.context() as patch:
         patch.setattr(ms.workdir, 'remove', lambda checkpoints: None)          # killed before it
         losses(ms, (2.0, 'training'), (1.9, 'training'), 1.8)
+    again = ModelState.load(ms.workdir.path)
+    losses(again, (1.7, 'training'))
+    assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.7]
+
+
+def test_a_kill_between_the_removals_of_two_old_saves_leaves_none_for_good(srcfile, monkeypatch):
+    ms = make(srcfile)
+    remove = ms.workdir.remove
+    with monkeypatch.context() as patch:
+        patch.setattr(ms.workdir, 'remove', lambda checkpoints: None)
+        losses(ms, (2.0, 'training'), (1.9, 'training'))
+        patch.setattr(ms.workdir, 'remove', lambda checkpoints: remove(list(checkpoints)[:1]))
+        losses(ms, (1.8, 'training'))
+    assert len(ms.checkpoints()) == 3
     again = ModelState.load(ms.workdir.path)
     losses(again, (1.7, 'training'))
     assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.7]

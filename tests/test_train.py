@@ -385,6 +385,18 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_keeps_the_net
     assert_same(ms, ModelState.load(ms.workdir.path))
 
 
+def test_a_full_disk_never_costs_the_checkpoint_that_the_network_comes_from(make, disk):
+    ms = losses(make(), 4, 3, 1, 2)
+    ms.trainmodel(num_rounds=4, train_len=2, batchsize=8, valid_len=1, print_every=0)
+    untrained, first, second, best, newest = ms.checkpoints()
+    ms.restore(second.name)
+    losses(ms, 5)
+    between(ms, {1: lambda: setattr(disk, 'full', True)})
+    with pytest.warns(UserWarning, match='checkpoint could not be written'), pytest.raises(RNGRUError, match='No space left on device'):
+        ms.trainmodel(train_len=2, batchsize=8, valid_len=1, print_every=0, keep=1)
+    assert ms.checkpoints() == [second, best, newest]
+
+
 def test_ctrl_c_on_a_full_disk_is_an_error_that_keeps_the_network(make, disk):
     ms = make()
     between(ms, {3: lambda: (setattr(disk, 'full', True), os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01))})
