@@ -23,6 +23,7 @@ from dataset import HeldOut
 from generate import Stream, TextState
 from history import Table
 from info import Info
+from layers import MODELTYPES
 from look import FoundNeurons, Gates, Neurons, Surprise
 from plot import plot
 from reading import Score
@@ -490,6 +491,20 @@ def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfi
     assert tree(srcfile.parent) == before
 
 
+def test_batches_beyond_this_machine_are_refused_before_anything_happens(srcfile, monkeypatch):
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    needed = [MODELTYPES['GRUEncode'].memory(len(ms.charset), 1, 8, batchsize, 10) for batchsize in (8, 16)]
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    monkeypatch.setattr(errors.os, 'sysconf', lambda name: 1 if name == 'SC_PAGE_SIZE' else needed[0])
+    before = tree(srcfile.parent)
+    with pytest.raises(MemoryError, match='in batches of 16 x 10 characters'):
+        ms.trainmodel(batchsize=16)
+    assert needed[0] < needed[1] and tree(srcfile.parent) == before
+    with pytest.raises(AssertionError, match='compiled'):
+        ms.trainmodel(batchsize=8)
+
+
 # What was asked for; of a model with a held-out part; what is said.
 CONTRADICTIONS = [
     ({'num_rounds': 10 ** 18, 'train_len': 10 ** 18}, False, 'a run takes at most 9,223,372,036,854,775,807 steps in all, got 10000'),
@@ -646,6 +661,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_made_up(trained):
 
 
 def test_a_damaged_text_is_refused_before_anything_compiles(trained, monkeypatch):
+    data = trained.data
     flip(trained.workdir.path / model.DATAFILE)
     monkeypatch.setattr(engine, 'compilefunction', nocompiling)
     ms = ModelState.load(trained.workdir.path)
@@ -653,6 +669,7 @@ def test_a_damaged_text_is_refused_before_anything_compiles(trained, monkeypatch
         with pytest.raises(RNGRUError, match=f'{model.DATAFILE}.*checksum') as raised:
             call()
         assert '\n' not in str(raised.value)
+    assert trained.data is data                     # what is in use stays in use
 
 
 def test_a_damaged_state_file_is_refused_at_load(trained):
