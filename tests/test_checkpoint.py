@@ -356,6 +356,14 @@ def test_a_removal_broken_off_anywhere_leaves_a_checkpoint_or_nothing_for_long(t
     assert 3 < at < 19 and found == [keep]
 
 
+@pytest.mark.parametrize('remove, gone', [(WorkDir.prune, [0, 2]), (WorkDir.makeroom, [0, 2])])
+def test_what_is_removed_is_neither_the_newest_nor_the_best_nor_what_is_spared(tmp_path, remove, gone):
+    work = WorkDir(tmp_path)
+    made = [work.writecheckpoint(loss, 0, 0, {'losskind': 'validation'}, ARRAYS) for loss in (3, 4, 5, 1, 2)]
+    assert remove(work, 1, made[1].name) == len(gone)
+    assert work.checkpoints() == [each for i, each in enumerate(made) if i not in gone]
+
+
 def test_a_checkpoint_copied_over_another_or_renamed_is_none(tmp_path):
     work = WorkDir(tmp_path)
     made = [work.writecheckpoint(i, 0, 0, {}, ARRAYS) for i in range(3)]
@@ -441,6 +449,23 @@ def test_what_others_put_there_meanwhile_stays(tmp_path):
             savefacts(work.path / STATE, {})
             raise OSError
     assert names(tmp_path) == sorted(theirs)
+
+
+@pytest.mark.parametrize('exists', [True, False])
+def test_a_model_that_was_made_between_a_look_and_the_lock_is_refused_and_left_as_it_was(tmp_path, monkeypatch, exists):
+    work, other, real = WorkDir(tmp_path / 'work'), WorkDir(tmp_path / 'work'), checkpoint.trainlock
+    if exists:
+        work.path.mkdir()
+
+    def lockedlater(path):
+        savefacts(path / STATE, {'made': 'by another'})
+        other.writecheckpoint(1, 0, 0, {}, ARRAYS)
+        return real(path)
+    monkeypatch.setattr(checkpoint, 'trainlock', lockedlater)
+    with pytest.raises(WorkDirError, match='already holds a model'), work.create('data.npy'):
+        pytest.fail('went on')
+    assert loadfacts(work.statefile())['made'] == 'by another' and len(other.checkpoints()) == 1
+    assert other.loadarrays(*other.checkpoints())['E'].tolist() == ARRAYS['E'].tolist()
 
 
 def test_a_directory_in_use_is_refused_and_left_as_it_was(tmp_path):

@@ -24,6 +24,7 @@ from dataset import HeldOut
 from generate import Stream, TextState
 from history import Table
 from info import Info
+from layers import MODELTYPES
 from lock import trainlock
 from look import FoundNeurons, Gates, Neurons, Surprise
 from plot import plot
@@ -505,6 +506,20 @@ def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfi
     assert tree(srcfile.parent) == before
 
 
+def test_batches_beyond_this_machine_are_refused_before_anything_happens(srcfile, monkeypatch):
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    needed = [MODELTYPES['GRUEncode'].memory(len(ms.charset), 1, 8, batchsize, 10) for batchsize in (8, 16)]
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    monkeypatch.setattr(errors.os, 'sysconf', lambda name: 1 if name == 'SC_PAGE_SIZE' else needed[0])
+    before = tree(srcfile.parent)
+    with pytest.raises(MemoryError, match='in batches of 16 x 10 characters'):
+        ms.trainmodel(batchsize=16)
+    assert needed[0] < needed[1] and tree(srcfile.parent) == before
+    with pytest.raises(AssertionError, match='compiled'):
+        ms.trainmodel(batchsize=8)
+
+
 # What was asked for; of a model with a held-out part; what is said.
 CONTRADICTIONS = [
     ({'num_rounds': 10 ** 18, 'train_len': 10 ** 18}, False, 'a run takes at most 9,223,372,036,854,775,807 steps in all, got 10000'),
@@ -601,6 +616,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one_and_is_named(tra
     assert '\n' not in str(raised.value)
 
 
+@pytest.mark.filterwarnings('ignore:.*damaged')
+def test_the_checkpoint_that_is_fallen_back_to_brings_its_hyperparameters(trained):
+    trained.hyper.learnrate = 0.25
+    trained.trainmodel(train_len=1, valid_len=1, print_every=0)
+    flip(trained.workdir.path / trained.checkpoint.arrays)
+    for ms in trained, ModelState.load(trained.workdir.path):
+        assert ms.hyper.learnrate == 0.25
+        ms.restore()
+        assert (ms.model.pos, ms.hyper.learnrate) == (2, 0.001)
+
+
 def test_a_failed_restore_leaves_the_model_as_it_was(trained):
     *_, middle, last = trained.checkpoints()
     before, hyper = trained.model.arrays(), trained.hyper
@@ -650,6 +676,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_made_up(trained):
 
 
 def test_a_damaged_text_is_refused_before_anything_compiles(trained, monkeypatch):
+    data = trained.data
     flip(trained.workdir.path / opening.DATAFILE)
     monkeypatch.setattr(engine, 'compilefunction', nocompiling)
     ms = ModelState.load(trained.workdir.path)
@@ -657,6 +684,7 @@ def test_a_damaged_text_is_refused_before_anything_compiles(trained, monkeypatch
         with pytest.raises(RNGRUError, match=f'{opening.DATAFILE}.*checksum') as raised:
             call()
         assert '\n' not in str(raised.value)
+    assert trained.data is data                     # what is in use stays in use
 
 
 def test_a_damaged_state_file_is_refused_at_load(trained):
@@ -780,6 +808,16 @@ def test_a_checkpoint_of_another_text_is_refused_though_all_its_shapes_fit(srcfi
     assert ms.checkpoint.name != other.checkpoint.name
 
 
+def test_a_checkpoint_of_the_same_text_in_sequences_of_another_length_is_refused_though_its_encoded_text_is_the_same(srcfile):
+    srcfile.write_text(TEXT[:400])                   # whole sequences of 10 as of 20: no padding
+    ms, other = make(srcfile), make(srcfile, 'other', seq_len=20)
+    assert ms.textchecksum == other.textchecksum
+    for path in other.workdir.path.glob('*-model.*'):
+        shutil.copy(path, ms.workdir.path)
+    with pytest.raises(RNGRUError, match='another text'):
+        ms.restore(other.checkpoint.name)
+
+
 def test_what_ctrl_c_kept_stays_when_another_checkpoint_is_gone_back_to(srcfile):
     ms = make(srcfile)
     losses(ms, 2.5, (1.0, 'training'))
@@ -798,6 +836,20 @@ def test_an_old_save_that_a_kill_left_beside_the_new_one_goes_with_it(srcfile, m
     with monkeypatch.context() as patch:
         patch.setattr(ms.workdir, 'remove', lambda checkpoints: None)          # killed before it
         losses(ms, (2.0, 'training'), (1.9, 'training'), 1.8)
+    again = ModelState.load(ms.workdir.path)
+    losses(again, (1.7, 'training'))
+    assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.7]
+
+
+def test_a_kill_between_the_removals_of_two_old_saves_leaves_none_for_good(srcfile, monkeypatch):
+    ms = make(srcfile)
+    remove = ms.workdir.remove
+    with monkeypatch.context() as patch:
+        patch.setattr(ms.workdir, 'remove', lambda checkpoints: None)
+        losses(ms, (2.0, 'training'), (1.9, 'training'))
+        patch.setattr(ms.workdir, 'remove', lambda checkpoints: remove(list(checkpoints)[:1]))
+        losses(ms, (1.8, 'training'))
+    assert len(ms.checkpoints()) == 3
     again = ModelState.load(ms.workdir.path)
     losses(again, (1.7, 'training'))
     assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.7]

@@ -163,8 +163,8 @@ DAMAGE = [{'steps': 0}, {'steps': -1}, {'steps': 10.0}, {'steps': True}, {'steps
           {'end_learnrate': math.nan},
           {'end_learnrate': math.inf}, {'end_learnrate': -1.0}, {'end_learnrate': 1}, {'patience': -1}, {'bestlast': 1}, {'done': 11},
           {'done': 3},
-          {'done': 9}, {'validated': 2, 'done': 11}, {'validated': 4, 'done': 10}, {'validated': 0}, {'best': math.nan},
-          {'best': -math.inf}, {'since': 2},
+          {'done': 9}, {'validated': 2, 'done': 11}, {'validated': 4, 'done': 10}, {'validated': 0},
+          {'best': math.nan}, {'best': -math.inf}, {'since': 2},
           {'halvings': 2},
           {'halvings': 10 ** 400}, {'halvings': 'x'}, {'another': 1}, {'steps': [1]}]
 
