@@ -11,7 +11,7 @@ from storage import filechecksum, isanytemp, loadfacts
 
 
 class Info(str):
-    """A text that the shell shows as it is, its long lines broken where the terminal ends."""
+    """A text that the shell shows as it is, long lines broken at blanks."""
 
     def __repr__(self):
         return colours.fitting(str(self))
