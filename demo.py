@@ -4,7 +4,6 @@ Run again, it goes on from where it stopped.
 """
 
 import re
-import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ WORKDIR = Path(__file__).parent / 'demo'
 CHARACTERS = 1_000_000
 
 
-def librarysources():
+def librarysources() -> str:
     """About CHARACTERS characters of the sources of this machine's Python, always the same ones."""
     text, size = [], 0
     for path in sorted(Path(sysconfig.get_paths()['stdlib']).glob('*.py')):
@@ -26,7 +25,7 @@ def librarysources():
     return re.sub(r'([-=#*_~])\1{7,}', lambda ruler: ruler[1] * 8, ''.join(text))       # lines of dashes teach nothing
 
 
-def main():
+def main() -> None:
     if list(WORKDIR.glob('*-state.p')):
         print(f'Going on with the model in {WORKDIR.name}.')
         ms = ModelState.load(WORKDIR)
@@ -48,4 +47,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -13,7 +13,7 @@ try:
     import report
     from cluster import join
     from dataset import CharSet, DataSet
-    from errors import RNGRUError
+    from errors import CheckpointError, RNGRUError, TextError, WorkDirError
     from model import HyperParams, ModelState, generatestring
     from trials import tryhyper
 except ImportError as error:
@@ -28,7 +28,9 @@ except ImportError as error:
 finally:
     sys.path.remove(HERE)
 
-__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet', 'RNGRUError']
+# What others may rely on: these, what they have without an underscore, and so what their methods give.
+__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet',
+           'RNGRUError', 'TextError', 'WorkDirError', 'CheckpointError']
 
 if __name__ == '__main__':
     if sys.argv[1:]:

@@ -95,11 +95,11 @@ struct Backward {
         RNGRU_INLINE void fetch(int64_t row, int R, int64_t column) const {
             const float* g = G + row * 3 * H + column;
             for (int64_t at = row * H + column; R > 0; --R, g += 3 * H, at += H) {
-                __builtin_prefetch(g, 0, near);
-                __builtin_prefetch(g + H, 0, near);
-                __builtin_prefetch(g + 2 * H, 0, near);
-                __builtin_prefetch(s + at, 0, near);
-                __builtin_prefetch(dS + at, 0, near);
+                fetch_row<near>(g);
+                fetch_row<near>(g + H);
+                fetch_row<near>(g + 2 * H);
+                fetch_row<near>(s + at);
+                fetch_row<near>(dS + at);
             }
         }
 
@@ -231,7 +231,7 @@ struct Backward {
         product(
             from, to, 3 * d.HP, dG, Ut, one_matrix(K),
             [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
-                for (int i = 0; i < R; ++i) prefetch_write(out + (row + i) * K + column);
+                for (int i = 0; i < R; ++i) prefetch_row(out + (row + i) * K + column);
                 for (++tile; chunk < chunks && chunk * tiles < tile * chunks; ++chunk)
                     for (int64_t i = 0; i < (to - from) * PW; i += LINE<A>)
                         __builtin_prefetch(coming + chunk * dG.chunks + i, 0, 2);

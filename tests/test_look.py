@@ -14,11 +14,11 @@ import unicodedata
 import numpy as np
 import pytest
 
-import colours
 import inside
 import look
 import page
 import report
+import terminal
 from colours import AMOUNT
 from rn_rnn_char import ModelState
 from test_colours import HOSTILE, SGR, UNSAFE, Terminal
@@ -83,7 +83,7 @@ def test_surprise_shows_the_score_the_text_its_bits_and_what_was_likelier(ms, on
     assert lines[0] == repr(ms.score(text)) and lines[1] == 'def F1(a):\u21b5'
     assert lines[2] == ''.join(str(min(each, 8)) if each else ' ' for each in bits[:11]).rstrip()
     worst = int(np.argmax(seen.shares))
-    assert any(line.startswith(f"  {colours.shown(text[worst])} {seen.shares[worst]:.2f} nats, line {text.count(chr(10), 0, worst) + 1}")
+    assert any(line.startswith(f"  {terminal.shown(text[worst])} {seen.shares[worst]:.2f} nats, line {text.count(chr(10), 0, worst) + 1}")
                for line in lines)
     on(COLORTERM='truecolor')
     colour = AMOUNT.colour(min(bits[0], 8))
@@ -221,7 +221,13 @@ def test_a_notebook_gets_html_in_which_the_text_is_text(ms):
         assert set(re.findall(r'<\w+\s+(\w+)=', whole)) <= {'title', 'style'}
     pre = re.search('<pre[^>]*>(.*)</pre>', seen[0]._repr_html_(), re.DOTALL)[1]
     shown = html.unescape(re.sub('<[^>]*>', '', pre)).replace('\u21b5\n', '\u21b5')
-    assert shown == ''.join(colours.glyph(char)[0] for char in HOSTILE)
+    assert shown == ''.join(terminal.glyph(char)[0] for char in HOSTILE)
+
+
+def test_a_notebook_shows_the_text_in_letters_of_one_width(ms):
+    """Jupyter's own rules give a <pre> the letters of sentences."""
+    for seen in ms.surprise('if a:\n    b'), ms.neurons('if a:\n    b', 0, 1):
+        assert 'font-family:monospace' in re.search('<pre style="([^"]*)"', seen._repr_html_())[1].split(';')
 
 
 # ---- refused
@@ -327,7 +333,7 @@ def test_a_browser_shows_a_hostile_text_as_text_and_each_characters_numbers(ms, 
     document = opened(path, '#at=3&theme=dark')
     assert '<title>Surprise</title>' in document and 'data-theme="dark"' in document
     signs = lettered(document)
-    assert [sign for sign, _ in signs] == [colours.glyph(char)[0] for char in HOSTILE]
+    assert [sign for sign, _ in signs] == [terminal.glyph(char)[0] for char in HOSTILE]
     main = re.search('<main.*</main>', document, re.DOTALL)[0]
     assert set(re.findall(r'<(\w+)', main)) == {'main', 'div', 'span'} and '<img' not in document and document.count('<script') == 3
     for (_, kind), share, i in zip(signs, seen.shares, range(999)):
@@ -365,7 +371,7 @@ def test_keys_buttons_and_choices_work_in_a_browser(ms, tmp_path):
 
     def at(line, column):
         char = (lines[line] + '\n')[column]
-        return f'{colours.glyph(char)[0].replace(" ", chr(0x2423))} {colours.name(char)}, line {line + 1}, character {column + 1}'
+        return f'{terminal.glyph(char)[0].replace(" ", chr(0x2423))} {terminal.name(char)}, line {line + 1}, character {column + 1}'
     here = at(0, 0)
     best = seen.found[0]
     assert log == [f'{here}|1|2', f'{at(0, 2)}|1|2', f'{at(1, 2)}|1|2', f'{at(0, len(lines[0]))}|1|2', f'{here}|1|2', f'{here}|1|3',
