@@ -140,7 +140,7 @@ def _modelandtext(paths, given):
     text, numundecodable = readtext(sys.stdin.buffer if paths[1] == '-' else checkpath('FILE', paths[1]), **_pick(given, ENCODING))
     if numundecodable:
         report.say(f'{report.counted(numundecodable, "undecodable place")} in the text, read as U+FFFD: another --encoding may suit it '
-                   'better.')
+                   "better, 'latin-1' say.")
     return ms, text
 
 

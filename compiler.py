@@ -98,7 +98,7 @@ def compiled(name: str | None = None) -> Path:
     if _noexec(directory):
         raise OSError(f'{engine.name.upper()}_FLAGS=base_compiledir=... must name a directory where programs may run, unlike {directory}')
     where = f' into {directory}, as {engine.nohome}' if engine.nohome else ''
-    report.say(f'Compiling the kernels{where}, once for this machine ...')
+    report.say(f'Compiling the kernels{where}, once for this machine: some seconds, on a busy one a minute ...')
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
         def compiled(source):

@@ -70,7 +70,7 @@ def new(kind: type['ModelState'], srcfile: str | os.PathLike, workdir: str | os.
                                                    start_from.charset.chars if start_from else '')
         if numundecodable:
             report.say(f'{counted(numundecodable, "undecodable place")} in {srcfile}, read as U+FFFD: another encoding= may suit it '
-                       'better.')
+                       "better, 'latin-1' say.")
         ms = kind(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE),
                   startfrom.origin(start_from) if start_from else '')
         ms._parts = data.split(hyper.valid_frac)
