@@ -69,13 +69,14 @@ struct Forward {
     void inputs_times_U(int threads, int64_t count, const A* x, int64_t padded, const A* U, float* out, Prepare prepare) {
         const int64_t H = d.H;
         const float* const b = l.b;
-        Parts parts((count + MR - 1) / MR, rows_in_cache(d.K) / MR);
+        constexpr int R = ROWS<A>;
+        Parts parts((count + R - 1) / R, rows_in_cache<A>(d.K) / R);
         parallel(threads, [&](int, int n) {
             for (int64_t from, to; parts.take(n, from, to);) {
-                const int64_t last = to * MR < count ? to * MR : count;
-                prepare(from * MR, last);
+                const int64_t last = to * R < count ? to * R : count;
+                prepare(from * R, last);
                 product(
-                    from * MR, last, padded, row_major(x, padded), U, Gates{0, 3, H},
+                    from * R, last, padded, row_major(x, padded), U, Gates{0, 3, H},
                     [&](int64_t row, int R, int gate, int64_t column) RNGRU_LAMBDA {
                         for (int i = 0; i < R; ++i) prefetch_write(out + (row + i) * 3 * H + gate * H + column);
                     },

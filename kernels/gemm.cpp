@@ -31,10 +31,10 @@ void multiply_packed_rows(int64_t K, const O* a, const O* b, float* c, int64_t l
     tile.clear();
     for (; K >= PW; K -= PW)
 #pragma GCC unroll 4
-        for (int k = 0; k < PW; k += (int)STEP<O>, a += STEP<O> * PR, b += STEP<O> * PW) tile.step(a, STEP<O>, b);
+        for (int k = 0; k < PW; k += (int)STEP<O>, a += STEP<O> * PR<O>, b += STEP<O> * PW) tile.step(a, STEP<O>, b);
     if (add) tile.add(c, ld);
     tile.put(c, ld);
-    if (K > 0) rest<O, R>(K, a, STEP<O>, PR, b, c, ld);
+    if (K > 0) rest<O, R>(K, a, STEP<O>, PR<O>, b, c, ld);
 }
 }  // namespace
 
@@ -48,7 +48,9 @@ typename Multiply<O>::Packed* const Multiply<O>::packed[MR + 1] = {
     nullptr,                    multiply_packed_rows<O, 1>, multiply_packed_rows<O, 2>, multiply_packed_rows<O, 3>,
     multiply_packed_rows<O, 4>, multiply_packed_rows<O, 5>, multiply_packed_rows<O, 6>};
 template struct Multiply<float>;
+#if !defined(RNGRU_TILES)
 template struct Multiply<Bf16>;
+#endif
 
 void pack(float* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
     src += p * PW;
@@ -63,6 +65,7 @@ void pack(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64
             const int64_t left = N - p * PW - v * W;
             store_pairs(panel + 2 * v * W, load(src + v * W, left), load(src + (k + 1 < K ? ld : 0) + v * W, k + 1 < K ? left : 0));
         }
+    memset(panel, 0, (size_t)(PW * (depth<Bf16>(K) - (K + 1) / 2 * 2)) * sizeof(Bf16));
 }
 
 void pack_transposed(float* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
@@ -103,25 +106,37 @@ void to_bf16(Bf16* to, const float* from, int64_t n, int64_t padded) {
 }
 
 namespace {
-// Copies tiles [first, last) of row k, or of two rows from there in pairs, to places TILE apart, in whole vectors.
+// Copies tiles [first, last) of row k, or of n rows from there in pairs, to places TILE apart, in whole vectors.
 template <bool product>
 RNGRU_INLINE V row_part(const Rows& rows, int64_t k, int64_t m, int64_t left) {
     const V v = load(rows.row(k) + m, left);
     return product ? v * load(rows.times + k * rows.times_ld + m, left) : v;
 }
 template <bool product>
-RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, bool, float* p) {
+RNGRU_INLINE void pack_rows(const Tiles<float>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, int64_t, float* p) {
     int64_t m = tiles.start(first);
     for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<float>)
-        for (int j = 0; j < PR; j += W) store(p + j, row_part<product>(rows, k, m + j, tiles.M - m - j));
+        for (int j = 0; j < PR<float>; j += W) store(p + j, row_part<product>(rows, k, m + j, tiles.M - m - j));
 }
 template <bool product>
-RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, bool both, Bf16* p) {
+RNGRU_INLINE void pack_rows(const Tiles<Bf16>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, int64_t n, Bf16* p) {
     int64_t m = tiles.start(first);
+    const auto row = [&](int64_t i, int64_t at) RNGRU_LAMBDA {
+        return i < n ? row_part<product>(rows, k + i, at, tiles.M - at) : splat(0);
+    };
     for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<Bf16>)
-        for (int j = 0; j < PR; j += W) {
-            const int64_t left = tiles.M - m - j;
-            store_pairs(p + 2 * j, row_part<product>(rows, k, m + j, left), both ? row_part<product>(rows, k + 1, m + j, left) : splat(0));
+        if constexpr (TILED<Bf16>) {
+            for (int j = 0; j < TILE_ROWS; j += W) {
+                I pairs[W];
+                for (int k = 0; k < W; ++k) pairs[k] = nearest_pairs(row(2 * k, m + j), row(2 * k + 1, m + j));
+                transpose(pairs);
+                memcpy(p + j * TILE_DEPTH, pairs, sizeof pairs);
+            }
+        } else {
+            for (int j = 0; j < PR<Bf16>; j += W) {
+                const I pairs = nearest_pairs(row(0, m + j), row(1, m + j));
+                memcpy(p + 2 * j, &pairs, sizeof pairs);
+            }
         }
 }
 
@@ -134,21 +149,24 @@ const Bf16* rows_as_panel(const Bf16* panel, int64_t n, Bf16* to) {
             const I pairs = (I)even >> 16 | (I)odd;
             memcpy(to + k * PW + 2 * j, &pairs, sizeof pairs);
         }
+    const int64_t end = (n + 1) / 2 * 2;
+    memset(to + end * PW, 0, (size_t)((depth<Bf16>(n) - end) * PW) * sizeof(Bf16));
     return to;
 }
 }  // namespace
 
 template <class O>
-void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t K, const O* right, int64_t stride,
+void transposed_product(const Tiles<O>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t K, const O* right, int64_t stride,
                         Gates gates, float* result, int64_t ld, bool add, O* packed, O* paired, Witness<O> witness) {
     const int64_t np = whole_panels(gates.columns), all = (gates.last - gates.first) * np * (last - first);
     const int64_t from = tiles.start(first), to = tiles.start(last);
     for (int64_t k0 = 0; k0 < K; k0 += KC) {
         const int64_t kn = K - k0 < KC ? K - k0 : KC, next = K - k0 - kn < KC ? K - k0 - kn : KC;
-        for (int64_t k = 0; k < kn; k += STEP<O>) {
-            for (int64_t ahead = k + 4; ahead < k + 4 + STEP<O> && ahead < kn; ++ahead) rows.fetch<3>(k0 + ahead, from, to);
-            if (rows.times) pack_rows<true>(tiles, first, last, rows, k0 + k, k + 1 < kn, packed + k * PR);
-            else pack_rows<false>(tiles, first, last, rows, k0 + k, k + 1 < kn, packed + k * PR);
+        for (int64_t k = 0; k < kn; k += DEPTH<O>) {
+            const int64_t n = kn - k < DEPTH<O> ? kn - k : DEPTH<O>;
+            for (int64_t ahead = k + 4; ahead < k + 4 + DEPTH<O> && ahead < kn; ++ahead) rows.fetch<3>(k0 + ahead, from, to);
+            if (rows.times) pack_rows<true>(tiles, first, last, rows, k0 + k, n, packed + k * PR<O>);
+            else pack_rows<false>(tiles, first, last, rows, k0 + k, n, packed + k * PR<O>);
         }
         int64_t fetched = 0, done = 0;  // rows of the next block; tiles of this one
         const int64_t ahead = kn * PW / (last - first) / LINE<O> * LINE<O> + LINE<O>;  // of the next panel, with each tile
@@ -166,13 +184,14 @@ void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const R
                     for (++done; fetched < next && fetched * all < done * next; ++fetched) rows.fetch<2>(k0 + kn + fetched, from, to);
                     for (int j = 0; j < R; ++j) prefetch_write(c + j * ld);
                     const O* const left = packed + (i - first) * TILE<O>;
-                    if (column + PW <= gates.columns) {
-                        Multiply<O>::packed[R](depth<O>(kn), left, operand, c, ld, add || k0 > 0);
+                    if (column + PW <= gates.columns && (!TILED<O> || R == ROWS<O>)) {
+                        multiply_packed(R, depth<O>(kn), left, operand, c, ld, add || k0 > 0);
                     } else {
-                        alignas(64) float part[MR * PW];
-                        Multiply<O>::packed[R](depth<O>(kn), left, operand, part, PW, false);
+                        alignas(64) float part[ROWS<O> * PW];
+                        multiply_packed(TILED<O> ? ROWS<O> : R, depth<O>(kn), left, operand, part, PW, false);
+                        const int64_t end = column + PW < gates.columns ? column + PW : gates.columns;
                         for (int j = 0; j < R; ++j)
-                            for (int64_t n = column; n < gates.columns; ++n) {
+                            for (int64_t n = column; n < end; ++n) {
                                 float* const at = c + j * ld + n - column;
                                 *at = part[j * PW + n - column] + (add || k0 > 0 ? *at : 0);
                             }
@@ -182,8 +201,8 @@ void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const R
             }
     }
 }
-template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*, int64_t, bool,
+template void transposed_product(const Tiles<float>&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*, int64_t, bool,
                                  float*, float*, Witness<float>);
-template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*, int64_t, bool,
+template void transposed_product(const Tiles<Bf16>&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*, int64_t, bool,
                                  Bf16*, Bf16*, Witness<Bf16>);
 }  // namespace rngru

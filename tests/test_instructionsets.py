@@ -119,8 +119,9 @@ def test_the_kernels_of_every_instruction_set_agree_with_plain_loops(driver, tmp
 
 
 @pytest.mark.long
-def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path):
-    passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16')], 'emulated', 20)
+@pytest.mark.parametrize('more', [[], ['-DRNGRU_TILES=1']], ids=['vectors', 'AMX'])
+def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path, more):
+    passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16', *more)], 'emulated', 20)
 
 
 @pytest.mark.long
@@ -159,8 +160,8 @@ def test_the_kernels_for_arm_agree_with_plain_loops_on_an_emulated_processor(tmp
 
 @pytest.mark.long
 @pytest.mark.parametrize('command', ['g++', 'clang++'])
-@pytest.mark.parametrize('given', [given for name, _, given in compiler.X86 if name == 'AVX-512'],
-                         ids=['with bfloat16', 'with int8', 'plain'])
+@pytest.mark.parametrize('given', [given for name, _, given in compiler.X86 if name in ('AMX', 'AVX-512')],
+                         ids=['with tiles', 'with bfloat16', 'with int8', 'plain'])
 def test_the_kernels_for_avx512_compile(tmp_path, command, given):
     """All that can be said of them on a processor without."""
     if not shutil.which(command) or 'x86_64' not in done([command, '-dumpmachine']):
