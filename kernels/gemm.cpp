@@ -145,8 +145,7 @@ const float* rows_as_panel(const float* panel, int64_t, float*) { return panel; 
 const Bf16* rows_as_panel(const Bf16* panel, int64_t n, Bf16* to) {
     for (int64_t k = 0; k < n; k += 2, panel += 2 * PW)
         for (int j = 0; j < PW; j += W) {
-            const V even = load(panel + j), odd = k + 1 < n ? load(panel + PW + j) : splat(0);
-            const I pairs = (I)even >> 16 | (I)odd;
+            const I even = load_wide(panel + j), odd = k + 1 < n ? load_wide(panel + PW + j) : I{}, pairs = even | odd << 16;
             memcpy(to + k * PW + 2 * j, &pairs, sizeof pairs);
         }
     const int64_t end = (n + 1) / 2 * 2;

@@ -115,29 +115,28 @@ struct Tiles {
 
 // For each block of rows [from, to) and of the gates' columns: before(row, R, gate, column), then
 // after(inside, row, R, gate, column, c). Panels in the outer loop: one is read from afar once and then from
-// the cache. By AMX blocks in the outer loop: it needs no nearer cache, and another number of rows takes a hundred nanoseconds.
+// the cache. By AMX as many of them as half of its second-level cache holds: it needs no nearer one, and another number of rows takes a
+// hundred nanoseconds.
 template <class O, class Before, class After>
 RNGRU_INLINE void product(int64_t from, int64_t to, int64_t K, Left<O> left, const O* right, Gates gates, Before before,
                           After after) {
     alignas(64) float c[ROWS<O> * PW];
     const Tiles<O> blocks(to - from);
-    right += gates.first * whole_panels(gates.columns) * K * PW;
-    const auto each = [&](int64_t block, int gate, int64_t column, const O* panel) RNGRU_LAMBDA {
-        const int64_t row = from + blocks.start(block);
-        const int R = (int)blocks.size(block);
-        before(row, R, gate, column);
-        multiply(R, K, left.p + row * left.rows, left, panel, c);
-        if (column + PW <= gates.columns) after(Inside<true>(), row, R, gate, column, (const float*)c);
-        else after(Inside<false>(), row, R, gate, column, (const float*)c);
-    };
-    for (int64_t outer = 0; outer < (TILED<O> ? blocks.count : 1); ++outer) {
-        const O* panel = right;
-        for (int gate = gates.first; gate < gates.last; ++gate)
-            for (int64_t column = 0; column < gates.columns; column += PW, panel += K * PW) {
-                if (TILED<O>) each(outer, gate, column, panel);
-                else
-                    for (int64_t i = 0; i < blocks.count; ++i) each(i, gate, column, panel);
+    const int64_t np = whole_panels(gates.columns), end = gates.last * np;
+    const int64_t fitting = TILED<O> ? (1 << 20) / (K * PW * (int64_t)sizeof(O)) : 1, group = fitting < 1 ? 1 : fitting;
+    for (int64_t first = gates.first * np, last; first < end; first = last) {
+        last = first + group < end ? first + group : end;
+        for (int64_t i = 0, row = from, R; i < blocks.count; ++i, row += R) {
+            R = blocks.size(i);
+            for (int64_t panel = first; panel < last; ++panel) {
+                const int gate = (int)(panel / np);
+                const int64_t column = panel % np * PW;
+                before(row, (int)R, gate, column);
+                multiply((int)R, K, left.p + row * left.rows, left, right + panel * K * PW, c);
+                if (column + PW <= gates.columns) after(Inside<true>(), row, (int)R, gate, column, (const float*)c);
+                else after(Inside<false>(), row, (int)R, gate, column, (const float*)c);
             }
+        }
     }
 }
 
