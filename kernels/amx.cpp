@@ -104,7 +104,7 @@ bool asked() {
 // The order of a sum's products is that of k in all of them, whatever R is.
 template <class T>
 void multiply(int R, int64_t K, const Bf16* left, int64_t rows, int64_t half, int64_t chunk, const Bf16* panel, float* c, int64_t ld,
-              bool add) {
+              bool add, const Bf16* coming, int64_t every) {
     constexpr int64_t RIGHT = 4 * PW, COLUMNS = 32;  // bytes from one pair of rows of a panel to the next; elements to the next 16 columns
     const int64_t bytes = rows * (int64_t)sizeof(Bf16), ldb = ld * (int64_t)sizeof(float);
     const Bf16* const lower = left + 16 * rows;
@@ -126,6 +126,7 @@ void multiply(int R, int64_t K, const Bf16* left, int64_t rows, int64_t half, in
             for (int64_t k = 0; k < K; k += TILE_DEPTH, b += TILE_DEPTH * PW) {
                 T::template load<4>(left + at, bytes);
                 T::template load<6>(b, RIGHT);
+                for (int i = 0; every && i < TILE_LINES / 2; ++i, coming += every) __builtin_prefetch(coming, 0, 2);
                 T::template dot<0, 4, 6>();
                 T::template load<7>(b + COLUMNS, RIGHT);
                 T::template dot<1, 4, 7>();
@@ -181,16 +182,16 @@ bool tiles_permitted() {
 }
 
 void multiply_tiles(int R, int64_t K, const Bf16* left, int64_t rows, int64_t half, int64_t chunk, const Bf16* panel, float* c, int64_t ld,
-                    bool add) {
+                    bool add, const Bf16* coming, int64_t every) {
     static_assert(PW == 64, "a panel is four tiles wide");
 #if defined(RNGRU_AMX)
     if (tiles_permitted()) {
         if (laid_out != R) Amx::lay_out(laid_out = R);  // a hundred nanoseconds
-        return multiply<Amx>(R, K, left, rows, half, chunk, panel, c, ld, add);
+        return multiply<Amx>(R, K, left, rows, half, chunk, panel, c, ld, add, coming, every);
     }
 #endif
     if (laid_out != R) Emulated::lay_out(laid_out = R);
-    multiply<Emulated>(R, K, left, rows, half, chunk, panel, c, ld, add);
+    multiply<Emulated>(R, K, left, rows, half, chunk, panel, c, ld, add, coming, every);
 }
 
 void release_tiles() {

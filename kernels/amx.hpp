@@ -14,12 +14,13 @@ constexpr bool AMX = true;
 #else
 constexpr bool AMX = false;
 #endif
-constexpr int TILE_ROWS = 32, TILE_DEPTH = 32;  // rows of a block; k, of a tile
+constexpr int TILE_ROWS = 32, TILE_DEPTH = 32, TILE_LINES = 16;  // rows of a block; k of a tile, and lines fetched meanwhile
 
 // c (R, PW) = left (R, K) times panel (K, PW), K whole tiles; with `add` the product is added to c, whose rows are `ld` apart. Of the left
 // operand 32 elements from k on lie side by side, at left + k / 64 * chunk + k % 64 / 32 * half, its rows `rows` apart.
+// Of a block of more than 16 rows, each line `every` elements from `coming` on is fetched as by Multiply, TILE_LINES in a tile of k.
 void multiply_tiles(int R, int64_t K, const Bf16* left, int64_t rows, int64_t half, int64_t chunk, const Bf16* panel, float* c, int64_t ld,
-                    bool add);
+                    bool add, const Bf16* coming, int64_t every);
 
 // What a thread does behind its last product: without it the system would keep 8 KB of tiles for it whenever another one runs.
 void release_tiles();

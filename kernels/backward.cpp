@@ -95,11 +95,11 @@ struct Backward {
         RNGRU_INLINE void fetch(int64_t row, int R, int64_t column) const {
             const float* g = G + row * 3 * H + column;
             for (int64_t at = row * H + column; R > 0; --R, g += 3 * H, at += H) {
-                __builtin_prefetch(g, 0, near);
-                __builtin_prefetch(g + H, 0, near);
-                __builtin_prefetch(g + 2 * H, 0, near);
-                __builtin_prefetch(s + at, 0, near);
-                __builtin_prefetch(dS + at, 0, near);
+                fetch_row<near>(g);
+                fetch_row<near>(g + H);
+                fetch_row<near>(g + 2 * H);
+                fetch_row<near>(s + at);
+                fetch_row<near>(dS + at);
             }
         }
 
@@ -216,6 +216,7 @@ struct Backward {
     template <class A>
     void weight_rows(float* dW, const Tiles<A>& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const A* right,
                      int64_t right_stride, int first_gate, int last_gate, int thread, Witness<A> witness = {}) {
+        static_assert(PACKED<A> * sizeof(A) <= PACKED<float> * sizeof(float), "the operand's blocks fit");
         A* const block = sizeof(A) == sizeof(O) ? (A*)paired + thread * KC * PW : nullptr;
         transposed_product(tiles, first, last, left, K, right, right_stride, Gates{first_gate, last_gate, d.H}, dW, 3 * d.H, false,
                            (A*)(packed + thread * PACKED<float>), block, witness);
@@ -231,7 +232,7 @@ struct Backward {
         product(
             from, to, 3 * d.HP, dG, Ut, one_matrix(K),
             [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
-                for (int i = 0; i < R; ++i) prefetch_write(out + (row + i) * K + column);
+                for (int i = 0; i < R; ++i) prefetch_row(out + (row + i) * K + column);
                 for (++tile; chunk < chunks && chunk * tiles < tile * chunks; ++chunk)
                     for (int64_t i = 0; i < (to - from) * PW; i += LINE<A>)
                         __builtin_prefetch(coming + chunk * dG.chunks + i, 0, 2);
@@ -248,7 +249,7 @@ struct Backward {
     void large_products(int threads, const Characters& characters) {
         Timer timer(WEIGHTS);
         const bool vectors = l.input == RNGRU_VECTORS;
-        constexpr int R = ROWS<O>, MOST = TILED<O> ? 4 : 16;  // rows, tiles of a part
+        constexpr int64_t R = ROWS<O>, MOST = TILES<O>;
         const int64_t blocks = (d.TB + R - 1) / R;
         const Tiles<O> inputs(d.K), states(d.H);
         Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache<O>(3 * d.HP) / R, 0), dU(vectors ? inputs.count : 0, MOST, 0);

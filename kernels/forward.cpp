@@ -78,7 +78,7 @@ struct Forward {
                 product(
                     from * R, last, padded, row_major(x, padded), U, Gates{0, 3, H},
                     [&](int64_t row, int R, int gate, int64_t column) RNGRU_LAMBDA {
-                        for (int i = 0; i < R; ++i) prefetch_write(out + (row + i) * 3 * H + gate * H + column);
+                        for (int i = 0; i < R; ++i) prefetch_row(out + (row + i) * 3 * H + gate * H + column);
                     },
                     [&](auto inside, int64_t row, int R, int gate, int64_t column, const float* c) RNGRU_LAMBDA {
                         constexpr bool whole = decltype(inside)::value;
@@ -141,7 +141,7 @@ struct Forward {
             product(
                 first, last, HD, states, Wp, Gates{0, 2, H},
                 [&](int64_t row, int R, int gate, int64_t column) RNGRU_LAMBDA {
-                    for (int i = 0; i < R; ++i) prefetch_write(G + (row + i) * 3 * H + gate * H + column);
+                    for (int i = 0; i < R; ++i) prefetch_row(G + (row + i) * 3 * H + gate * H + column);
                 },
                 [&](auto inside, int64_t row, int R, int gate, int64_t column, const float* c) RNGRU_LAMBDA {
                     constexpr bool whole = decltype(inside)::value;
@@ -160,8 +160,8 @@ struct Forward {
                 first, last, HD, row_major(rs, HP), Wp, Gates{2, 3, H},
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
                     for (int i = 0; i < R; ++i) {
-                        prefetch_write(G + (row + i) * 3 * H + 2 * H + column);
-                        prefetch_write(S + (row + i) * H + column);
+                        prefetch_row(G + (row + i) * 3 * H + 2 * H + column);
+                        prefetch_row(S + (row + i) * H + column);
                     }
                 },
                 [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {

@@ -26,12 +26,15 @@ void multiply_rows(int64_t K, const O* a, int64_t rows, int64_t chunks, const O*
 }
 
 template <class O, int R>
-void multiply_packed_rows(int64_t K, const O* a, const O* b, float* c, int64_t ld, bool add) {
+void multiply_packed_rows(int64_t K, const O* a, const O* b, float* c, int64_t ld, bool add, const O* coming, int64_t every) {
     Tile<R> tile;
     tile.clear();
     for (; K >= PW; K -= PW)
+        for (int k = 0; k < PW; k += FETCH<O> * (int)STEP<O>, coming += every) {
+            __builtin_prefetch(coming, 0, 2);
 #pragma GCC unroll 4
-        for (int k = 0; k < PW; k += (int)STEP<O>, a += STEP<O> * PR<O>, b += STEP<O> * PW) tile.step(a, STEP<O>, b);
+            for (int step = 0; step < FETCH<O>; ++step, a += STEP<O> * PR<O>, b += STEP<O> * PW) tile.step(a, STEP<O>, b);
+        }
     if (add) tile.add(c, ld);
     tile.put(c, ld);
     if (K > 0) rest<O, R>(K, a, STEP<O>, PR<O>, b, c, ld);
@@ -106,7 +109,7 @@ void to_bf16(Bf16* to, const float* from, int64_t n, int64_t padded) {
 }
 
 namespace {
-// Copies tiles [first, last) of row k, or of n rows from there in pairs, to places TILE apart, in whole vectors.
+// Copies tiles [first, last) of row k, or of n rows from there in pairs, to places TILE apart.
 template <bool product>
 RNGRU_INLINE V row_part(const Rows& rows, int64_t k, int64_t m, int64_t left) {
     const V v = load(rows.row(k) + m, left);
@@ -116,7 +119,10 @@ template <bool product>
 RNGRU_INLINE void pack_rows(const Tiles<float>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, int64_t, float* p) {
     int64_t m = tiles.start(first);
     for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<float>)
-        for (int j = 0; j < PR<float>; j += W) store(p + j, row_part<product>(rows, k, m + j, tiles.M - m - j));
+        for (int j = 0; j < PR<float>; j += W) {
+            const V v = row_part<product>(rows, k, m + j, tiles.M - m - j);
+            memcpy(p + j, &v, sizeof(float) * (W < PR<float> ? W : PR<float>));
+        }
 }
 template <bool product>
 RNGRU_INLINE void pack_rows(const Tiles<Bf16>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, int64_t n, Bf16* p) {
@@ -135,7 +141,7 @@ RNGRU_INLINE void pack_rows(const Tiles<Bf16>& tiles, int64_t first, int64_t las
         } else {
             for (int j = 0; j < PR<Bf16>; j += W) {
                 const I pairs = nearest_pairs(row(0, m + j), row(1, m + j));
-                memcpy(p + 2 * j, &pairs, sizeof pairs);
+                memcpy(p + 2 * j, &pairs, sizeof(Bf16) * 2 * (W < PR<Bf16> ? W : PR<Bf16>));
             }
         }
 }
@@ -168,26 +174,26 @@ void transposed_product(const Tiles<O>& tiles, int64_t first, int64_t last, cons
             else pack_rows<false>(tiles, first, last, rows, k0 + k, n, packed + k * PR<O>);
         }
         int64_t fetched = 0, done = 0;  // rows of the next block; tiles of this one
-        const int64_t ahead = kn * PW / (last - first) / LINE<O> * LINE<O> + LINE<O>;  // of the next panel, with each tile
         for (int gate = gates.first; gate < gates.last; ++gate)
             for (int64_t column = 0; column < gates.columns; column += PW) {
                 const O* const panel = right + (gate * np + column / PW) * stride + k0 * PW;
-                const O* coming = panel + stride;
+                const bool is_last = gate + 1 == gates.last && column + PW >= gates.columns;
+                const O* coming = is_last ? right + gates.first * np * stride + (k0 + kn) * PW : panel + stride;
+                const O* const end = coming + (is_last ? next : kn) * PW;
                 if (witness.tell) witness.tell(witness.who, panel, k0, kn, gate, column);
                 const O* const operand = rows_as_panel(panel, kn, paired);
                 float* c = result + from * ld + gate * gates.columns + column;
                 for (int64_t i = first; i < last; ++i) {
                     const int R = (int)tiles.size(i);
-                    for (int64_t end = 0; end < ahead; end += LINE<O>) __builtin_prefetch(coming + end, 0, 2);
-                    coming += ahead;
+                    const int64_t every = coming < end ? LINE<O> : 0;
                     for (++done; fetched < next && fetched * all < done * next; ++fetched) rows.fetch<2>(k0 + kn + fetched, from, to);
-                    for (int j = 0; j < R; ++j) prefetch_write(c + j * ld);
+                    for (int j = 0; j < R; ++j) prefetch_row(c + j * ld);
                     const O* const left = packed + (i - first) * TILE<O>;
                     if (column + PW <= gates.columns && (!TILED<O> || R == ROWS<O>)) {
-                        multiply_packed(R, depth<O>(kn), left, operand, c, ld, add || k0 > 0);
+                        multiply_packed(R, depth<O>(kn), left, operand, c, ld, add || k0 > 0, coming, every);
                     } else {
                         alignas(64) float part[ROWS<O> * PW];
-                        multiply_packed(TILED<O> ? ROWS<O> : R, depth<O>(kn), left, operand, part, PW, false);
+                        multiply_packed(TILED<O> ? ROWS<O> : R, depth<O>(kn), left, operand, part, PW, false, coming, every);
                         const int64_t end = column + PW < gates.columns ? column + PW : gates.columns;
                         for (int j = 0; j < R; ++j)
                             for (int64_t n = column; n < end; ++n) {
@@ -196,6 +202,7 @@ void transposed_product(const Tiles<O>& tiles, int64_t first, int64_t last, cons
                             }
                     }
                     c += R * ld;
+                    coming += every * lines_fetched<O>(kn);
                 }
             }
     }

@@ -6,7 +6,8 @@
 // the order in which they are read. The left operand is read where it lies, row-major or in panels too.
 // Limit: MR * NV multiply-adds a step of k, two a cycle (AVX2: 6 cycles); loads, NV + MR, stay below that.
 // Zen 3: 99 to 101 GFLOP/s a core with blocks of 4 to 6 rows, panels from the second-level cache or the
-// third; 76, 51 and 25 with 3, 2 and 1 rows, where the latency of the sums is the limit.
+// third; 76, 51 and 25 with 3, 2 and 1 rows, where the latency of the sums is the limit. A Xeon with AVX-512: 180 to 194
+// with 4 to 6 rows, 155 to 175, 125 to 157 and 77 to 117 with 3, 2 and 1 (K above 128 and up to it), of 217.
 #pragma once
 #include <stdint.h>
 
@@ -46,17 +47,22 @@ Left<O> panels(const O* p, int64_t stride) {
     return {p, PW, stride};
 }
 
-// The products of a tile, one function for each number of rows R. K is whole steps.
 template <class O>
-constexpr int PR = (ROWS<O> + W - 1) / W * W;
+constexpr int PR = TILED<O> ? TILE_ROWS : 8;  // rows of a packed left operand
+static_assert(MR <= PR<float>, "a tile's rows fit a packed step");
+template <class O>
+constexpr int FETCH = 128 / PW < PW / STEP<O> ? 128 / PW : PW / STEP<O>;  // steps for each line fetched: 8 tiles fetch a panel
+// The products of a tile, one function for each number of rows R. K is whole steps.
 template <class O>
 struct Multiply {
     // c (R, PW) = left (R, K) times panel (K, PW).
     typedef void Rows(int64_t K, const O* p, int64_t rows, int64_t chunks, const O* panel, float* c);
     static Rows* const rows[MR + 1];
-    // The same with a left operand packed by k, its rows in whole vectors: element (i, k) is p[k * PR<O> + i], of pairs
+    // The same with a left operand packed by k, PR<O> a step: element (i, k) is p[k * PR<O> + i], of pairs
     // p[(k / 2 * PR<O> + i) * 2 + k % 2]. The rows of c are `ld` apart, and with `add` the product is added to what they hold.
-    typedef void Packed(int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add);
+    // Meanwhile the line at `coming`, and then each line `every` elements on, is fetched into the second-level cache, one in FETCH
+    // steps: a processor has some dozen places for lines on their way, and waits where more are asked for at once.
+    typedef void Packed(int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add, const O* coming, int64_t every);
     static Packed* const packed[MR + 1];
 };
 extern template struct Multiply<float>;
@@ -66,14 +72,20 @@ extern template struct Multiply<Bf16>;
 // p[(k / 32 * 32 + i) * 32 + k % 32], and has 32 rows.
 template <class O>
 RNGRU_INLINE void multiply(int R, int64_t K, const O* p, Left<O> left, const O* panel, float* c) {
-    if constexpr (TILED<O>) multiply_tiles(R, K, p, left.rows, TILE_DEPTH, left.chunks, panel, c, PW, false);
+    if constexpr (TILED<O>) multiply_tiles(R, K, p, left.rows, TILE_DEPTH, left.chunks, panel, c, PW, false, panel, 0);
     else Multiply<O>::rows[R](K, p, left.rows, left.chunks, panel, c);
 }
 template <class O>
-RNGRU_INLINE void multiply_packed(int R, int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add) {
+RNGRU_INLINE void multiply_packed(int R, int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add, const O* coming,
+                                  int64_t every) {
     constexpr int64_t TILE = TILE_ROWS * TILE_DEPTH;
-    if constexpr (TILED<O>) multiply_tiles(R, K, left, TILE_DEPTH, TILE, 2 * TILE, panel, c, ld, add);
-    else Multiply<O>::packed[R](K, left, panel, c, ld, add);
+    if constexpr (TILED<O>) multiply_tiles(R, K, left, TILE_DEPTH, TILE, 2 * TILE, panel, c, ld, add, coming, every);
+    else Multiply<O>::packed[R](K, left, panel, c, ld, add, coming, every);
+}
+// How many lines it fetches.
+template <class O>
+constexpr int64_t lines_fetched(int64_t K) {
+    return TILED<O> ? depth<O>(K) / TILE_DEPTH * TILE_LINES : K / PW * PW / (FETCH<O> * STEP<O>);
 }
 
 inline int64_t whole_panels(int64_t columns) { return (columns + PW - 1) / PW; }
@@ -143,6 +155,14 @@ RNGRU_INLINE void product(int64_t from, int64_t to, int64_t K, Left<O> left, con
 template <class O>
 constexpr int64_t LINE = 64 / sizeof(O);  // elements of a cache line
 RNGRU_INLINE void prefetch_write(const void* p) { __builtin_prefetch(p, 1, 3); }
+// The lines of a tile's row that begins at p: to write it, or to read it, into the second-level cache (near = 2) or the first (3).
+RNGRU_INLINE void prefetch_row(const float* p) {
+    for (int j = 0; j < PW; j += (int)LINE<float>) prefetch_write(p + j);
+}
+template <int near>
+RNGRU_INLINE void fetch_row(const float* p) {
+    for (int j = 0; j < PW; j += (int)LINE<float>) __builtin_prefetch(p + j, 0, near);
+}
 
 // From one panel to the next of an operand that is read a few rows of each panel at a time, in elements: at a
 // distance that is a multiple of a power of two these would fall on the same few sets of the caches, so
@@ -195,13 +215,15 @@ Witness<O> witness(const F& f) {
             }};
 }
 
-constexpr int64_t KC = 256, TILES = 16;
+constexpr int64_t KC = 256;
+template <class O>
+constexpr int64_t TILES = TILED<O> ? 4 : 16;  // of 128 rows and 1536 columns the sums take 0.8 MB, and stay near
 template <class O>
 constexpr int64_t TILE = KC * PR<O> + LINE<O>;
 template <class O>
-constexpr int64_t PACKED = TILES * TILE<O>;
+constexpr int64_t PACKED = TILES<O> * TILE<O>;
 
-// Tiles [first, last), at most TILES of them, of left^T right, where the
+// Tiles [first, last), at most TILES<O> of them, of left^T right, where the
 // right operand's panels have K rows and are `stride` apart; the result's rows are `ld` apart, its gates side by
 // side. k goes in blocks of KC, so that a block of a panel stays in the first-level cache; the sums of the
 // blocks are added up in the result, and the rows of the next block and the next panel fetched meanwhile.

@@ -118,7 +118,7 @@ struct Output {
         const int64_t H = this->H;
         product(from, to, V_, panels(logits, stride), right_transposed, one_matrix(H),
                 [&](int64_t row, int R, int, int64_t column) RNGRU_LAMBDA {
-                    for (int i = 0; i < R; ++i) prefetch_write(out + (row + i) * H + column);
+                    for (int i = 0; i < R; ++i) prefetch_row(out + (row + i) * H + column);
                 },
                 [&](auto inside, int64_t row, int R, int, int64_t column, const float* c) RNGRU_LAMBDA {
                     constexpr bool whole = decltype(inside)::value;

@@ -71,14 +71,22 @@ RNGRU_INLINE void store(float* p, V v) { *(Vu*)p = v; }
 template <bool whole = false>
 RNGRU_INLINE V load(const float* p, int64_t n) {
     if (whole || n >= W) return load(p);
+#if defined(RNGRU_AVX512) && defined(__AVX512BW__)
+    return (V)_mm512_maskz_loadu_ps((__mmask16)(n > 0 ? (1u << n) - 1 : 0), p);
+#else
     V v = splat(0);
     if (n > 0) memcpy(&v, p, (size_t)n * sizeof(float));
     return v;
+#endif
 }
 template <bool whole = false>
 RNGRU_INLINE void store(float* p, V v, int64_t n) {
     if (whole || n >= W) store(p, v);
+#if defined(RNGRU_AVX512) && defined(__AVX512BW__)
+    else _mm512_mask_storeu_ps(p, (__mmask16)(n > 0 ? (1u << n) - 1 : 0), (__m512)v);
+#else
     else if (n > 0) memcpy(p, &v, (size_t)n * sizeof(float));
+#endif
 }
 
 // A bfloat16: the upper half of a float32. Operands of products may be such; sums never are.
