@@ -55,47 +55,62 @@ template struct Multiply<float>;
 template struct Multiply<Bf16>;
 #endif
 
+// A row of a panel's columns of weights is in another page than the one before: no processor foresees it.
+constexpr int64_t AHEAD = 8;  // rows
+
 void pack(float* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
     src += p * PW;
-    for (int64_t k = 0; k < K; ++k, panel += PW, src += ld)
+    for (int64_t k = 0; k < K; ++k, panel += PW, src += ld) {
+        fetch_row<3>(src + AHEAD * ld);
         for (int v = 0; v < NV; ++v) store(panel + v * W, load(src + v * W, N - p * PW - v * W));
+    }
 }
 
 void pack(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
     src += p * PW;
-    for (int64_t k = 0; k < K; k += 2, panel += 2 * PW, src += 2 * ld)
+    for (int64_t k = 0; k < K; k += 2, panel += 2 * PW, src += 2 * ld) {
+        fetch_row<3>(src + AHEAD * ld);
+        fetch_row<3>(src + (AHEAD + 1) * ld);
         for (int v = 0; v < NV; ++v) {
             const int64_t left = N - p * PW - v * W;
             store_pairs(panel + 2 * v * W, load(src + v * W, left), load(src + (k + 1 < K ? ld : 0) + v * W, k + 1 < K ? left : 0));
         }
+    }
     memset(panel, 0, (size_t)(PW * (depth<Bf16>(K) - (K + 1) / 2 * 2)) * sizeof(Bf16));
 }
 
 void pack_transposed(float* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
     const int64_t n = N - p * PW < PW ? N - p * PW : PW;
     src += p * PW * ld;
-    constexpr int64_t BLOCK = 16;  // 16 columns of each row, a line or two, go to 16 rows of the panel
-    for (int64_t k0 = 0; k0 < K; k0 += BLOCK) {
-        const int64_t kn = K - k0 < BLOCK ? K - k0 : BLOCK;
-        for (int64_t j = 0; j < n; ++j)
-            for (int64_t k = 0; k < kn; ++k) panel[(k0 + k) * PW + j] = src[j * ld + k0 + k];
-        for (int64_t j = n; j < PW; ++j)
-            for (int64_t k = 0; k < kn; ++k) panel[(k0 + k) * PW + j] = 0;
-    }
-    for (int64_t k = K * PW; k < K_padded * PW; ++k) panel[k] = 0;
+    for (int64_t k0 = 0; k0 < K_padded; k0 += W)
+        for (int64_t j0 = 0; j0 < PW; j0 += W) {
+            I rows[W];
+            for (int64_t j = 0; j < W; ++j) {
+                const float* const row = src + (j0 + j) * ld + k0;
+                __builtin_prefetch(row + AHEAD * W);
+                rows[j] = (I)(j0 + j < n ? load(row, K - k0) : splat(0));
+            }
+            transpose(rows);
+            for (int64_t k = 0; k < W && k0 + k < K_padded; ++k) store(panel + (k0 + k) * PW + j0, (V)rows[k]);
+        }
 }
 
 void pack_transposed(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
     const int64_t n = N - p * PW < PW ? N - p * PW : PW;
     src += p * PW * ld;
-    constexpr int64_t BLOCK = 16;
-    static_assert(BLOCK % W == 0, "a block is whole vectors");
-    memset(panel, 0, (size_t)(K_padded * PW) * sizeof(Bf16));
-    for (int64_t k0 = 0; k0 < K; k0 += BLOCK)
-        for (int64_t j = 0; j < n; ++j) {
-            Bf16 block[BLOCK];
-            for (int64_t k = 0; k < BLOCK; k += W) store(block + k, load(src + j * ld + k0 + k, K - k0 - k));
-            for (int64_t k = 0; k < BLOCK && k0 + k < K; k += 2) memcpy(panel + (k0 + k) * PW + 2 * j, block + k, 2 * sizeof(Bf16));
+    for (int64_t k0 = 0; k0 < K_padded; k0 += 2 * W)
+        for (int64_t j0 = 0; j0 < PW; j0 += W) {
+            I rows[W];
+            for (int64_t j = 0; j < W; ++j) {
+                Halves halves[2] = {};
+                const float* const row = src + (j0 + j) * ld + k0;
+                __builtin_prefetch(row + AHEAD * W);
+                __builtin_prefetch(row + (AHEAD + 1) * W);
+                for (int64_t i = 0; i < 2 && j0 + j < n; ++i) halves[i] = nearest(load(row + i * W, K - k0 - i * W));
+                memcpy(&rows[j], halves, sizeof halves);
+            }
+            transpose(rows);
+            for (int64_t k = 0; k < W && k0 + 2 * k < K_padded; ++k) memcpy(panel + (k0 + 2 * k) * PW + 2 * j0, &rows[k], sizeof rows[k]);
         }
 }
 
