@@ -3,6 +3,9 @@
 # make clean: remove what these have made.
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
+# An upgrade of the system's Python leaves environments behind that find no Python, or no packages: they are made anew.
+ANEW := $(shell for venv in .venv .venv-theano; do \
+  if [ -e $$venv/ready ] && [ -L $$venv/bin/python ] && ! $$venv/bin/python -c "import tqdm"; then rm -rf $$venv; fi; done 2> /dev/null)
 
 demo: .venv/ready
 	@.venv/bin/python demo.py
@@ -30,8 +33,8 @@ fuzz: .venv/ready-test
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "RN-GRU needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@echo "Installing PyTensor and NumPy into .venv (once, about 40 s) ..."
-	@$(PYTHON) -m venv .venv || { echo "No virtual environment could be made: on Debian or Ubuntu, sudo apt install python3-venv" >&2; rm -rf .venv; exit 1; }
-	@.venv/bin/python $(PIP) -r requirements.txt
+	@$(PYTHON) -m venv .venv || { echo "No virtual environment could be made, for the reason above. On Debian or Ubuntu it may take this: sudo apt install python3-venv" >&2; rm -rf .venv; exit 1; }
+	@.venv/bin/python $(PIP) -r requirements.txt || { echo "PyTensor and NumPy could not be installed, for the reason that pip gives above: this needs a network, once." >&2; exit 1; }
 	@touch $@
 
 .venv/ready-test: .venv/ready requirements-test.txt requirements-jax.txt
@@ -56,6 +59,6 @@ fuzz: .venv/ready-test
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-theano demo .pytest_cache .ruff_cache .hypothesis __pycache__ */__pycache__
+	rm -rf .venv .venv-theano demo .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__ */__pycache__
 
 .PHONY: demo shell test test-long fuzz clean

@@ -1,19 +1,25 @@
 """What a round's numbers say about its training, in a line that a person can act on: learning rate, over-fitting, stuck gates.
 
     Advisor(ms, run), then step(...) behind each step and round(...) behind each validation: a line, or None where all is well
+    unlike(codes, heldout, vocab), before all training: the same of what is held out
 
 Every threshold here was chosen so that healthy runs, of all optimizers and both model types, stay well on its quiet side.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 import history
 import report
 from errors import WorkDirError
-from reading import gates
+from reading import STILL, gates
+from run import Run
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 WINDOW = 100            # steps whose mean loss stands for where the training is
 NOISE = 1.6             # nats: standard deviation of a character's loss in a healthy run; a step's is this / sqrt(its characters)
@@ -21,6 +27,9 @@ PATIENT = 300           # steps at one rate after which a network knows more tha
 AGAIN = 5               # rounds after which the same advice is given again
 GATECHARS = 400         # characters, half of them at least, along which the gates are looked at, of 500 times as many that were
 GATESHARE = 1 / 500     # trained on: NumPy takes a hundredth of that time for it, in the smallest networks too
+COMPARED, PIECE = 5000, 1000    # characters that a held-out part must have to be compared with the rest; those of a piece of a long text
+UNLIKE = 0.3            # nats
+MANY = 500              # different characters, whose first weights are too much alike in a new model but with init='lookup'
 STUCK = 0.25            # share of a layer's units
 
 
@@ -43,7 +52,7 @@ class Text(NamedTuple):
     pairs: float                # that of a character where the one before is known
 
     @classmethod
-    def of(cls, codes, vocab):
+    def of(cls, codes: np.ndarray, vocab: int) -> Self:
         """Of an array of indices; its first 100,000 are enough."""
         codes = np.asarray(codes[:100_000]).astype(np.int64)
         letters, kinds = _entropy(codes)
@@ -58,14 +67,41 @@ def _entropy(values):
     return float(-(shares * np.log(shares)).sum()), len(counts)
 
 
+def unlike(codes: np.ndarray, heldout: np.ndarray, vocab: int) -> str | None:
+    """A line where the part held out is another kind of text than the one trained on, else None: their indices, arrays, and V.
+
+    Measured by the divergence of its characters' frequencies from the other part's (Kullback and Leibler 1951), less what chance gives
+    (Miller 1955). The end of one book or program lies within 0.05 nats of the rest; prose before verse, or a second language, goes above
+    0.3.
+    """
+    if len(heldout) < COMPARED:
+        return None
+    one, other = (np.bincount(_spread(each), minlength=vocab).astype(float) for each in (codes, heldout))
+    seen, count = other > 0, other.sum()
+    rest, end = (one[seen] + 0.5) / (one.sum() + 0.5 * vocab), other[seen] / count
+    if (end * np.log(end / rest)).sum() < UNLIKE + 3 * seen.sum() / (2 * count):
+        return None
+    return (f"The last {len(heldout):,} characters, held out, are unlike the rest: validation will tell little of how that is learnt. "
+            "Mix the text's parts first.")
+
+
+def _spread(codes):
+    """Enough of an array to count characters in: all of a short one, else pieces from all of it."""
+    if len(codes) <= 1000 * PIECE:
+        return np.asarray(codes)
+    return np.concatenate([codes[at:at + PIECE] for at in np.linspace(0, len(codes) - PIECE, 1000).astype(int)])
+
+
 class Advisor:
     """Watches a training and says, at most once a round, what is wrong with it. Silent, it does nothing."""
 
-    def __init__(self, ms, run):
+    def __init__(self, ms: 'ModelState', run: Run) -> None:
         """run: the Run that is carried out."""
         self.ms, self.run = ms, run
         self.clipped, self.learnrate = [], 0.0
-        self.start, self.points, self.text = ms.model.updates, None, None
+        self.start = ms.model.updates
+        self.points: list[Point] | None = None          # these two from the first round on
+        self.text: Text | None = None
         self.lowest = math.inf          # mean loss of any window so far
         # Whether training losses, and validations, are to be compared with those of the training before.
         before = ms.checkpoint.facts if ms.checkpoint else {}
@@ -74,13 +110,13 @@ class Advisor:
                                                        for name in ('batchsize', 'valid_len'))
         self.unchecked = 0              # characters since the gates were looked at
 
-    def step(self, loss, clipped, learnrate):
-        """A step was made: its loss, the share of its gradient that was clipped, its learning rate."""
+    def step(self, clipped: float, learnrate: float) -> None:
+        """A step was made: the share of its gradient that was clipped, its learning rate."""
         if report.verbose:
             self.clipped.append(clipped)
             self.learnrate = learnrate
 
-    def round(self, validation, losses):
+    def round(self, validation: float, losses: Sequence[float]) -> str | None:
         """A round has ended with this validation loss and these losses of its steps: the most important advice, one line, or None."""
         clipped, self.clipped = float(np.mean(self.clipped or [0])), []
         if not report.verbose or not losses:
@@ -95,8 +131,10 @@ class Advisor:
         train = _recent(losses)
         self.points.append(Point(model.updates, model.pos, validation, train, steps, self.learnrate))
         self.unchecked += len(losses) * self.run.batchsize * self.ms.data.seq_len
-        found = self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
-        self.lowest = min(self.lowest, lowestwindow(losses))
+        # Units that are stuck from the first step on also make the loss stay where it is, and jump.
+        found = self._stuck() if self._isalike else None
+        found = found or self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
+        self.lowest = min(self.lowest, _lowestwindow(losses))
         return self._news(found)
 
     def _news(self, found):
@@ -131,6 +169,11 @@ class Advisor:
     def _noise(self):
         return NOISE / math.sqrt(self.run.batchsize * self.ms.data.seq_len)
 
+    @property
+    def _isalike(self):
+        """Whether the rows of so many characters were drawn too much alike."""
+        return len(self.ms.charset) >= MANY and self.ms.hyper.init != 'lookup'
+
     def _isfading(self):
         """Whether a schedule has taken the rate far below what was asked for: what its end looks like is meant so."""
         return self.learnrate < 0.5 * self.ms.hyper.learnrate
@@ -164,7 +207,7 @@ class Advisor:
         rounds, rise = found
         dropout = ms.hyper.dropout
         better = f'dropout={min(dropout + 0.1, 0.5) if dropout else 0.2:g}' if dropout < 0.5 else 'a smaller network'
-        return 'over', rise, (f'Over-fitting: validation has risen for {rounds} round{"s" * (rounds != 1)}, {rise:.2f} above the best, '
+        return 'over', rise, (f'Over-fitting: validation has risen for {report.counted(rounds, "round")}, {rise:.2f} above the best, '
                               f"while training fell: ms.restore('best'), then try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}.")
 
     def _stuck(self, isurgent=False):
@@ -185,9 +228,11 @@ class Advisor:
             return None
         kinds = {'update gate is always 1 (state never changes)': (layer.zopen == 1).sum(),
                  'update gate is always 0 (nothing remembered)': (layer.zshut == 1).sum(),
-                 'state never varies': (layer.spread < layer.STILL).sum()}
-        return f'gates {l}', float(share), (f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: ms.restore(name) '
-                                            f'an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
+                 'state never varies': (layer.spread < STILL).sum()}
+        better = (f"of {len(ms.charset):,} different characters a new model with init='lookup' learns more."
+                  if self._isalike else
+                  f'ms.restore(name) an earlier checkpoint and lower ms.hyper.learnrate ({ms.hyper.learnrate:g}).')
+        return f'gates {l}', float(share), f'Stuck units: {share:.0%} of layer {l}, whose {max(kinds, key=kinds.get)}: {better}'
 
     def _toolow(self, losses, clipped):
         ms, rate = self.ms, self.ms.hyper.learnrate
@@ -218,7 +263,8 @@ class Advisor:
         return 'low', 0.0, f'Learning slowly: {line}: {better}.'
 
 
-def toohigh(losses, noise, text, lowest, clipped, rows, validation):
+def toohigh(losses: Sequence[float] | np.ndarray, noise: float, text: Text, lowest: float, clipped: float, rows: int,
+            validation: float) -> tuple[float, str] | None:
     """(severity, what was seen, in words) where a round's losses are those of too high a rate, else None.
 
     noise: a step's in a healthy run; text: the Text; lowest: mean loss of the best window before the round; clipped: share of clipping
@@ -239,7 +285,7 @@ def toohigh(losses, noise, text, lowest, clipped, rows, validation):
     if level > text.letters + 0.1 and jumps > (1 + ease) * noise:
         return jumps, f'the loss jumps by {jumps:.2f} from step to step and stays at {level:.2f}'
     # Another part of the text may well be harder: the fewer rows read side by side, the more so.
-    lowest = min(lowest, lowestwindow(losses))
+    lowest = min(lowest, _lowestwindow(losses))
     if train - lowest > 0.3 * ease + 1.5 / math.sqrt(rows) + noise:
         return train - lowest, f'the loss has risen from {lowest:.2f} to {train:.2f}'
     # Single spikes come in healthy runs, 0.3 high in batches of 400 characters, and several where few rows come to text of another kind.
@@ -250,7 +296,7 @@ def toohigh(losses, noise, text, lowest, clipped, rows, validation):
     return None
 
 
-def overfitting(points, chars, rows, scatter):
+def overfitting(points: Sequence[Point], chars: int, rows: int, scatter: float) -> tuple[int, float] | None:
     """(rounds, rise above the best) where validation has risen since its best while training fell, else None.
 
     points: comparable Points, oldest first; chars: of a validation; rows: B; scatter: of a step's loss.
@@ -271,7 +317,7 @@ def overfitting(points, chars, rows, scatter):
     return (len(later), rise) if hasrisen and fell else None
 
 
-def toolow(steps, level, text):
+def toolow(steps: int, level: float, text: Text) -> str | None:
     """What the network does not know yet, in words, though after so many steps of its rate it should; None where it does or may.
 
     level: its loss; text: the Text. In a text whose pairs of letters tell nothing there is nothing to say.
@@ -286,12 +332,12 @@ def toolow(steps, level, text):
     return None
 
 
-def scatter(losses):
+def scatter(losses: Sequence[float] | np.ndarray) -> float:
     """How much a step's loss differs from its neighbours', as a standard deviation that neither a trend nor single leaps move."""
     return float(np.median(np.abs(np.diff(losses))) * 1.4826 / math.sqrt(2)) if len(losses) > 1 else 0.0
 
 
-def lowestwindow(losses):
+def _lowestwindow(losses: Sequence[float] | np.ndarray) -> float:
     """The lowest mean of a tenth of the round, of 10 steps at least; infinity where there are fewer."""
     size = max(len(losses) // 10, 10)
     sums = np.cumsum([0.0, *losses])

@@ -18,7 +18,7 @@ _HEADER = re.compile(rb"\{'descr': '([<>|][biufc]\d{1,2})', 'fortran_order': (Tr
                      rb"'shape': \(((?:\d+, ?)*\d*)\), \} *\n")
 
 
-def savearrays(path, arrays):
+def savearrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> str:
     """Write a dict of name -> array of numbers as an uncompressed .npz that np.load reads too; crash-safe as savefacts.
 
     Returns the file's checksum, made of what was to be written, not of what the disk gives back. Raises TypeError for an
@@ -33,7 +33,7 @@ def savearrays(path, arrays):
     with Staged(pathlib.Path(path)) as staged:
         stream = _Stream(staged.file)
         # As np.savez does it, which on older NumPy leaves the archive open, and Python complaining, where the disk is full.
-        with zipfile.ZipFile(stream, 'w') as archive:
+        with zipfile.ZipFile(stream, 'w') as archive:       # type: ignore[call-overload]  # it never closes what it is given
             for name, array in {'format': np.array(FORMAT, np.int64), **arrays}.items():
                 with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
@@ -55,7 +55,7 @@ class _Stream:
         self.file.flush()
 
 
-def loadarrays(path, expected=None, checksum=None):
+def loadarrays(path: str | os.PathLike, expected: dict[str, tuple] | None = None, checksum: str | None = None) -> dict[str, np.ndarray]:
     """The dict of name -> array that savearrays wrote to `path`.
 
     checksum: what savearrays returned, which the file must still have (None: the arrays' own CRC-32s have to do).

@@ -11,8 +11,12 @@ import contextlib
 import math
 import os
 import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import Self
+
+import numpy as np
 
 import report
 from arrays import loadarrays, savearrays
@@ -38,25 +42,25 @@ class Checkpoint:
     facts: dict = field(hash=False)     # everything else that was stored with it
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """What the loss is: 'validation', 'training' or 'untrained'."""
         return self.facts['losskind'] if self.facts.get('losskind') in KINDS else ''
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'<Checkpoint {self.name}: loss {self.loss:.4f}, epoch {self.epoch}, position {self.pos}>'
 
 
-class Checkpoints(list):
+class Checkpoints(list[Checkpoint]):
     """Checkpoints, oldest first: a list that shows itself as a table."""
 
     @property
-    def best(self):
+    def best(self) -> Checkpoint | None:
         """The one with the lowest validation loss, the newest of equals; None
         without any."""
         validated = [each for each in reversed(self) if each.kind == 'validation' and math.isfinite(each.loss)]
         return min(validated, key=lambda each: each.loss, default=None)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if not self:
             return 'No checkpoints yet.'
         best = self.best
@@ -89,16 +93,16 @@ def _isfacts(name):
 class WorkDir:
     """A model's directory. WorkDir(path) only holds the path (str or Path); every method reads the disk anew."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike) -> None:
         if not os.fspath(path):
             raise ValueError("the working directory is '': name one")
         self.path = pathlib.Path(os.path.abspath(path))     # so that a later os.chdir() doesn't move it
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'WorkDir({str(self.path)!r})'
 
     @contextlib.contextmanager
-    def create(self, *names):
+    def create(self, *names: str) -> Iterator[Self]:
         """Make or take this directory for a new model: `with WorkDir(path).create('data.npy'): write its files`.
 
         names: bare names of the files that the block will write besides state and checkpoints. Should the block
@@ -140,7 +144,7 @@ class WorkDir:
         finally:
             lock.close()
 
-    def make(self):
+    def make(self) -> None:
         """Make the directory where there is none; WorkDirError where that can't be done, or no file can be made in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -148,7 +152,7 @@ class WorkDir:
             raise self._unusable(err) from err
         self.checkwritable()
 
-    def checkwritable(self):
+    def checkwritable(self) -> None:
         """WorkDirError where no file can be made here, which is known by making one."""
         try:
             with Staged(self.path / 'probe'):
@@ -193,7 +197,7 @@ class WorkDir:
             pass
         return names
 
-    def statefile(self):
+    def statefile(self) -> pathlib.Path:
         """Path of the model's state file; WorkDirError for none or several, FileNotFoundError for no directory."""
         found = sorted(filter(_isstate, self._names()))
         if not found:
@@ -204,7 +208,7 @@ class WorkDir:
                                "move all state files but one elsewhere")
         return self.path / found[0]
 
-    def writecheckpoint(self, loss, epoch, pos, facts, arrays):
+    def writecheckpoint(self, loss: float, epoch: int, pos: int, facts: dict, arrays: dict[str, np.ndarray]) -> Checkpoint:
         """Store a checkpoint and return it; when this returns, it is on the disk for good.
 
         loss: nats per character; epoch, pos: int; facts: as savefacts takes; arrays: as savearrays takes.
@@ -214,7 +218,7 @@ class WorkDir:
         if type(facts) is not dict:
             raise TypeError(f'facts must be a dict, not {type(facts).__name__}')
         counter = 1 + max((known.counter for known in self.scan()[0]), default=0)
-        stored = {'loss': float(loss), 'epoch': checkint('epoch', epoch), 'pos': checkint('pos', pos), 'facts': facts}
+        stored: dict = {'loss': float(loss), 'epoch': checkint('epoch', epoch), 'pos': checkint('pos', pos), 'facts': facts}
         short = f'{stored["loss"]:.4f}' if abs(stored['loss']) < 1e6 else f'{stored["loss"]:.4g}'
         when = _now()
         while True:
@@ -241,14 +245,14 @@ class WorkDir:
                     raise
             return self._read(factspath.name)
 
-    def prune(self, keep, spared=None):
+    def prune(self, keep: int, spared: str | None = None) -> int:
         """Remove all checkpoints of rounds' ends but the `keep` newest, the best one and the one called `spared`; how many are gone."""
         found = self.scan()[0]
         best = found.best
         return self.remove(each for each in [known for known in found if known.kind != 'training'][:-keep]
                            if each is not best and each.name != spared)
 
-    def makeroom(self, keep, spared=None):
+    def makeroom(self, keep: int, spared: str | None = None) -> int:
         """Remove what `prune(keep)` would remove behind the next checkpoint, where the newest one is whole; how many are gone.
 
         For a disk too full for that one: the newest, the best and the one called `spared` stay, whatever `keep` says.
@@ -260,7 +264,7 @@ class WorkDir:
             iswhole = False
         return self.prune(max(keep - 1, 1), spared) if iswhole else 0
 
-    def remove(self, checkpoints):
+    def remove(self, checkpoints: Iterable[Checkpoint]) -> int:
         """Remove these; what the disk refuses to remove stays, whole. How many are gone."""
         gone = 0
         for each in checkpoints:
@@ -269,14 +273,14 @@ class WorkDir:
                 gone += 1
         return gone
 
-    def checkpoints(self):
+    def checkpoints(self) -> Checkpoints:
         """The Checkpoints, oldest first. One that can't be read is named in a warning and left out."""
         found, bad = self.scan()
         for err in bad:
             report.warn(str(err))
         return found
 
-    def checkpoint(self, name):
+    def checkpoint(self, name: str) -> Checkpoint:
         """The Checkpoint of that name, as checkpoints() lists it; 'latest' and 'best' (by validation loss) name one too.
 
         Raises CheckpointError when there is none or it is damaged, ValueError when the name has a directory in it.
@@ -285,8 +289,9 @@ class WorkDir:
             raise TypeError(f'a checkpoint is named by a str, the .name of one of checkpoints(), not by {name!r}')
         if name in ('latest', 'best'):
             found = self.checkpoints()
-            if (found if name == 'latest' else found.best):
-                return found[-1] if name == 'latest' else found.best
+            known = found.best if name == 'best' else found[-1] if found else None
+            if known:
+                return known
             raise CheckpointError(f"'{self.path}' holds no checkpoint {'yet' if name == 'latest' else 'with a validation loss yet'}: "
                                   'trainmodel() makes one')
         if not _isbare(name):
@@ -298,7 +303,7 @@ class WorkDir:
         raise CheckpointError(f"'{self.path}' has no checkpoint {name!r}: " + (
             f"it has {', '.join(names[:10])}{older}" if names else 'it has none yet'))
 
-    def loadarrays(self, checkpoint, expected=None):
+    def loadarrays(self, checkpoint: Checkpoint, expected: dict[str, tuple] | None = None) -> dict[str, np.ndarray]:
         """The arrays of a Checkpoint, all of them whole; expected and errors as in loadarrays, a missing file being a CheckpointError."""
         try:
             return loadarrays(self.path / checkpoint.arrays, expected, checkpoint.checksum)
@@ -307,8 +312,9 @@ class WorkDir:
             raise CheckpointError(f"the arrays of {checkpoint.name!r} {gone} ('{self.path / checkpoint.arrays}'): "
                                   "restore another checkpoint") from err
 
-    def newest(self, expected, first=None):
-        """(Checkpoint, arrays) of the newest checkpoint that is whole, or (None, None) where there is none at all.
+    def newest(self, expected: Callable[[Checkpoint], dict],
+               first: Checkpoint | None = None) -> tuple[Checkpoint | None, dict[str, np.ndarray]]:
+        """(Checkpoint, arrays) of the newest checkpoint that is whole, or (None, {}) where there is none at all.
 
         expected: a function, Checkpoint -> what loadarrays takes under this name; it may raise CheckpointError. Damaged
         ones are passed over and named, also where the directory holds no other: then CheckpointError.
@@ -316,10 +322,11 @@ class WorkDir:
         """
         while True:
             found, bad = self.scan()
+            left = list(found)
             if first is not None:
-                found, first = [*(each for each in found if each != first), first], None
-            while found:
-                checkpoint = found.pop()
+                left, first = [*(each for each in left if each != first), first], None
+            while left:
+                checkpoint = left.pop()
                 try:
                     arrays = self.loadarrays(checkpoint, expected(checkpoint))
                 except CheckpointError as err:
@@ -327,16 +334,16 @@ class WorkDir:
                         break               # a training in another process has put a newer one in its place
                     bad.append(err)
                 else:
-                    for err in bad:
-                        report.warn(f'{str(err).rpartition(": ")[0]}: going on with {checkpoint.name}, the newest that is whole')
+                    for each in bad:
+                        report.warn(f'{str(each).rpartition(": ")[0]}: going on with {checkpoint.name}, the newest that is whole')
                     return checkpoint, arrays
             else:
                 if bad:
                     raise CheckpointError(f"'{self.path}' has no checkpoint that is whole, {str(bad[-1]).rpartition(': ')[0]}: "
                                           'put good copies back, or move these elsewhere to begin again from the seed') from bad[-1]
-                return None, None
+                return None, {}
 
-    def scan(self):
+    def scan(self) -> tuple[Checkpoints, list[CheckpointError]]:
         """(the readable Checkpoints, oldest first; CheckpointErrors of the others, oldest name first)."""
         again = True
         while again:        # while one that was listed is gone: a newer one, not listed yet, may have taken its place

@@ -18,6 +18,8 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +28,9 @@ import errors
 import report
 import watch
 from errors import checkint, reason, short
+
+if TYPE_CHECKING:
+    from device import Device
 
 HEARTBEAT = 10              # seconds without a sign of life after which a process counts as dead, where no connection has told before
 PATIENCE = 7 * 24 * 3600    # seconds that a process which is through waits for the others, so that all end together
@@ -42,7 +47,7 @@ _depth = _blocks = 0        # `bound` blocks around what is done now, and all th
 _leaving = threading.Lock()
 
 
-def join(address: str, processes: int, process: int):
+def join(address: str, processes: int, process: int) -> None:
     """Train together with other processes, on this machine or on others,
     that run the same program: call it first, in each of them.
 
@@ -112,18 +117,18 @@ def _end():
     _watched.close()
 
 
-def isfirst():
+def isfirst() -> bool:
     """Whether this process decides, speaks and writes."""
     return number == 0
 
 
-def isshared():
+def isshared() -> bool:
     """Whether there are others, and they are taking part in what is done now."""
     return count > 1 and not _alone
 
 
 @contextlib.contextmanager
-def alone():
+def alone() -> Iterator[None]:
     """Within the block process 0 does something by itself, and the others, which don't enter it, wait for what comes behind."""
     global _alone
     _alone = True
@@ -133,13 +138,13 @@ def alone():
         _alone = False
 
 
-def leave(code):
+def leave(code: int) -> None:
     """Where the program ends with an exit code that says it failed, end it at once, and so the others that would wait for it."""
     if count > 1 and code not in (0, 130):
         _leave(code)
 
 
-def checkdevices(device):
+def checkdevices(device: 'Device') -> None:
     """ValueError where a process has none of the devices that a model is to be trained on."""
     if count > 1 and len({each.process_index for each in getattr(device, 'jaxdevices', ())}) < count:
         raise ValueError(f'{count} processes train together, and device={device.name!r} with devices={device.count} is not in all of them: '
@@ -148,7 +153,7 @@ def checkdevices(device):
 
 # --- What all have to know --------------------------------------------------------------------------------------------
 
-def first(function):
+def first(function: Callable) -> Any:
     """What function() gives in process 0, in all processes: None, numbers, text, or lists and dicts of them. What it raises, all raise.
 
     The others don't call it.
@@ -164,7 +169,7 @@ def first(function):
     told = _told(told)
     if 'error' in told:
         error = error or _same(told['error'], told['sentence'])
-        error.isalike = True
+        error.isalike = True                    # type: ignore[union-attr]  # a mark for `bound`
         raise error
     return told['value']
 
@@ -188,14 +193,14 @@ def _same(name, sentence):
         return RuntimeError(f'{name}: {sentence}')
 
 
-def broadcast(arrays):
+def broadcast(arrays: Any) -> Any:
     """Process 0's arrays, NumPy's, or a dict of them; the others give arrays of the same shapes and types."""
     from jax.experimental import multihost_utils
     with bound():
         return multihost_utils.broadcast_one_to_all(arrays)
 
 
-def gather(values):
+def gather(values: Sequence[float]) -> list[np.ndarray]:
     """The numbers `values` of each process: a list of arrays, float32."""
     if not isshared():
         return [np.array(values, np.float32)]
@@ -207,11 +212,11 @@ def gather(values):
 class Meetings:
     """What any process may wish for at any time, granted to all behind the same step: they meet about once in PAUSE seconds."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.left = self.steps = 1          # steps until the next meeting, and from the last one to it
         self.start = time.monotonic()
 
-    def behind(self, *wishes):
+    def behind(self, *wishes: bool) -> list[bool] | None:
         """To be called behind each step with this process's wishes, bools: which are granted now, a list; None: no meeting is due."""
         if not isshared():
             return list(wishes)
@@ -227,7 +232,7 @@ class Meetings:
 # --- The end of one ---------------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def bound(*alike):
+def bound(*alike: type[BaseException]) -> Iterator[None]:
     """Within the block all processes depend on each other: an exception ends this one and so the others, except what `first` raises, and
     one of the classes `alike`, which all meet in the same place or behind the last one where they do.
     """

@@ -1,19 +1,17 @@
-"""Text in a terminal, each character in a colour of its own: colour maps, what a terminal can show, signs for what can't be shown, rows.
+"""Text in a terminal, each character in a colour of its own: colour maps, which colours a terminal has, rows.
 
 The maps are of one hue for amounts and of two, blue and orange, for what has a sign; both are told apart by colour-blind readers (end
 colours as in Okabe and Ito 2008, Color Universal Design), and grow steadily stronger against the background.
 """
 
 import os
-import shutil
 import sys
-import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
-LINEEND, TAB, UNSHOWN, BASE = '\u21b5', '\u21e5', '\ufffd', '\u25cc'
-INPLAIN = {LINEEND: '$', TAB: '>', BASE: ''}      # where an output's encoding lacks them; '?' for others
-NARROWEST = 20
+from terminal import BASE, encodable, glyph, isterminal
+
 STACKED = 30            # combining marks on a character, as in Unicode's Stream-Safe Text Format (UAX 15)
 
 
@@ -31,7 +29,7 @@ class Scale(NamedTuple):
     light: tuple
     marks: dict
 
-    def colour(self, level, isdark=True):
+    def colour(self, level: int, isdark: bool | None = True) -> tuple:
         """(R, G, B) of a level; isdark None: on a dark ground of its own."""
         ground, low, high = self.light if isdark is False else self.dark
         share = level / (self.high if level > 0 else self.low or 1)
@@ -45,42 +43,33 @@ SIGNED = Scale(-9, 9, ((24, 26, 31), (86, 180, 233), (255, 165, 20)), ((255, 255
                {level: str(level) if level > 0 else chr(ord('a') - level - 1) for level in range(-9, 10) if level})
 
 
-def ink(colour):
+def ink(colour: tuple) -> tuple:
     """(R, G, B) of text on that colour, black or white: whichever has more contrast (WCAG 2, relative luminance)."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
 
 
-# ---- what a terminal can show
+# ---- the colours that a terminal has
 
-def depth(file=None):
+def depth(file: TextIO | None = None) -> int:
     """Colours that a file shows: 24 (bits) or 8 on a terminal that says so in COLORTERM or TERM, 0 elsewhere and where NO_COLOR is set
     (no-color.org)."""
     file, term = file or sys.stdout, os.environ.get('TERM', '')
-    try:
-        isterminal = file.isatty()
-    except (AttributeError, ValueError):
-        isterminal = False
-    if not isterminal or os.environ.get('NO_COLOR') or term in ('', 'dumb'):
+    if not isterminal(file) or os.environ.get('NO_COLOR') or term in ('', 'dumb'):
         return 0
     if os.environ.get('COLORTERM', '') in ('truecolor', '24bit') or term.endswith('-direct'):
         return 24
     return 8 if '256color' in term else 0
 
 
-def isdark():
+def isdark() -> bool | None:
     """Whether the terminal's background is dark, as COLORFGBG says where a terminal sets it; None: it doesn't say."""
     ground = os.environ.get('COLORFGBG', '').rpartition(';')[2]
     return ground not in ('7', '15') if ground.isdecimal() else None
 
 
-def width():
-    """The terminal's columns, 80 where there is none."""
-    return max(shutil.get_terminal_size().columns, NARROWEST)
-
-
-def paint(text, colour, bits):
+def _paint(text: str, colour: tuple, bits: int) -> str:
     """`text` on a background (R, G, B) in so many bits of colour, with an ink that it can be read in."""
     if bits == 24:
         codes = ';'.join(f'{which};2;{r};{g};{b}' for which, (r, g, b) in ((48, colour), (38, ink(colour))))
@@ -91,7 +80,7 @@ def paint(text, colour, bits):
 
 
 @lru_cache(None)
-def of256(colour):
+def of256(colour: tuple) -> int:
     """The nearest of xterm's 256 colours that all such terminals share: a cube of 6 x 6 x 6 and 24 greys."""
     steps = 0, 95, 135, 175, 215, 255
     table = {16 + 36 * r + 6 * g + b: (steps[r], steps[g], steps[b]) for r in range(6) for g in range(6) for b in range(6)}
@@ -99,70 +88,9 @@ def of256(colour):
     return min(table, key=lambda i: sum((a - b) ** 2 for a, b in zip(table[i], colour)))
 
 
-# ---- characters
-
-@lru_cache(1 << 16)
-def glyph(char):
-    """(what to show for a character, its columns).
-
-    Control characters get their control picture; what is no character, and what would change how others are shown (directions, joiners,
-    selectors, ends of paragraphs), U+FFFD. Neither reaches a terminal or a page as it is.
-    """
-    code, category = ord(char), unicodedata.category(char)
-    if char == '\n':
-        return LINEEND, 1
-    if char == '\t':
-        return TAB, 1
-    if code < 0x20:
-        return chr(0x2400 + code), 1
-    if code == 0x7f:
-        return '\u2421', 1
-    if category in ('Cc', 'Cf', 'Cs', 'Cn', 'Zl', 'Zp') or 0xfe00 <= code <= 0xfe0f or 0xe0100 <= code <= 0xe01ef:
-        return UNSHOWN, 1
-    if category in ('Mn', 'Me') or 0x1160 <= code <= 0x11ff:
-        return char, 0
-    return char, 2 if unicodedata.east_asian_width(char) in 'WF' else 1
-
-
-def name(char):
-    """'U+000A line feed', say: what a character is called."""
-    called = unicodedata.name(char, '') or CONTROLS.get(char) or {'Cc': 'control character', 'Cs': 'surrogate', 'Co': 'private use'}.get(
-        unicodedata.category(char), 'unassigned')
-    return f'U+{ord(char):04X} {called.lower()}'
-
-
-CONTROLS = {'\0': 'null', '\t': 'tab', '\n': 'line feed', '\r': 'carriage return', '\x1b': 'escape', '\x7f': 'delete'}
-
-
-def shown(char, encoding='utf-8'):
-    """A character as it stands within a sentence: 'a', '\u21b5', or with its number where it can't be seen."""
-    sign, columns = glyph(char)
-    if sign == UNSHOWN and char != UNSHOWN or char.isspace() and char not in ' \n\t':
-        return f'U+{ord(char):04X}'
-    sign = encodable(BASE + sign if columns == 0 else sign, encoding)
-    return f"'{sign}'"
-
-
-def encodable(text, encoding):
-    """`text` with other signs in place of those that the encoding lacks."""
-    try:
-        text.encode(encoding)
-        return text
-    except UnicodeEncodeError:
-        return ''.join(_encodable(char, encoding) for char in text)
-
-
-def _encodable(char, encoding):
-    try:
-        char.encode(encoding)
-        return char
-    except UnicodeEncodeError:
-        return INPLAIN.get(char, '?')
-
-
 # ---- rows
 
-def rows(text, levels, scale, columns, bits, encoding='utf-8'):
+def rows(text: str, levels: Iterable[int], scale: Scale, columns: int, bits: int, encoding: str = 'utf-8') -> list[str]:
     """The rows of a terminal, a list of str, that show a text with a level, an integer, for each character.
 
     Line ends are shown, and lines wrapped at so many columns. With colours (bits 8 or 24) each character stands on that of its level;
@@ -211,10 +139,10 @@ def _row(row, scale, bits, dark):
 def _onground(text, scale, level, bits, dark):
     """`text` in its level's colour. Level 0 is the terminal's own ground, but where nobody knows whether that is dark, a dark one: on a
     light terminal the faintest shades of a dark map would stand out most."""
-    return paint(text, scale.colour(level, dark), bits) if level or dark is None else text
+    return _paint(text, scale.colour(level, dark), bits) if level or dark is None else text
 
 
-def legend(scale, labels, bits):
+def legend(scale: Scale, labels: dict[int, str], bits: int) -> str:
     """One line of a dict of level -> label, each label in its level's colour, of so many bits, 8 or 24."""
     dark = isdark()
     return ''.join(_onground(f' {label} ', scale, level, bits, dark) for level, label in labels.items())

@@ -8,114 +8,30 @@ What was asked for goes to standard output, all messages to standard error. Exit
 
 import argparse
 import contextlib
-import dataclasses
-import inspect
 import os
-import re
 import signal
 import socket
 import sys
 import typing
 import warnings
+from collections.abc import Callable
 
 import cluster
 import report
 from checkpoint import WorkDir
 from encode import readtext
-from errors import RNGRUError, WorkDirError, checkpath, short
-from hyperparams import HyperParams, checkgiven, nearest
+from errors import RNGRUError, WorkDirError, checkpath, nearest, sentence, short
+from hyperparams import checkgiven
 from look import checkhtml
 from model import ModelState
+from options import Option, addoption, hyperparameters, parameters
 from page import checksize
 
 PROGRAM = 'rn_rnn_char.py'
 WRONGUSE = (RNGRUError, OSError, ValueError, TypeError, LookupError, MemoryError, FloatingPointError, ImportError)
-NOOPTION = ('self', 'srcfile', 'workdir', 'text', 'verbose', 'state')   # paths are no options, --quiet is verbose, a state is no text
 
 
-# --- Options from signatures ------------------------------------------------------------------------------------------
-
-class Option(typing.NamedTuple):
-    """A parameter of the library as an option."""
-
-    name: str           # the parameter's
-    types: tuple        # those of bool, int, float and str that it takes
-    default: object
-    help: str
-    choices: tuple = ()
-    flag: str = ''      # where the option is called otherwise than the parameter
-
-    @property
-    def dashed(self):
-        return (self.flag or self.name).replace('_', '-')
-
-
-def parameters(function, **flags):
-    """The Options of a function's parameters; flags: other names for some."""
-    table, hints = described(function), typing.get_type_hints(function)
-    return [Option(name, _types(hints.get(name), parameter.default), parameter.default, table.get(name, ''), flag=flags.get(name, ''))
-            for name, parameter in inspect.signature(function).parameters.items()
-            if name not in NOOPTION and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)]
-
-
-def hyperparameters():
-    """The Options of HyperParams' fields."""
-    hints = typing.get_type_hints(HyperParams)
-    return [Option(field.name, _types(hints[field.name], field.default), field.default, field.metadata['comment'],
-                   tuple(field.metadata.get('choices') or ())) for field in dataclasses.fields(HyperParams)]
-
-
-def described(function):
-    """What the table in a function's docstring says of each parameter: lines of `name   text` or `name: text`, and indented ones behind."""
-    names, table, current = inspect.signature(function).parameters, {}, None
-    for line in inspect.getdoc(function).splitlines():
-        found = re.match(r'(\w+)(?:: *| {2,})(\S.*)', line)
-        if found and found[1] in names:
-            current = found[1]
-            table[current] = found[2]
-        elif current and line.startswith(' '):
-            table[current] += ' ' + line.strip()
-        else:
-            current = None
-    return table
-
-
-def _types(hint, default):
-    """Those of bool, int, float and str that an annotation admits; without one, the default's own type."""
-    if hint is None:
-        hint = str if default is None else type(default)
-    given = typing.get_args(hint) or (hint,)
-    return tuple(each for each in (bool, int, float, str) if each in given) or (str,)
-
-
-def _reader(option):
-    """A function from a word of the command line to a value of one of the option's types; what the value must be, the library knows."""
-    def read(word):
-        for each in option.types:
-            with contextlib.suppress(ValueError):
-                return each(word)
-        raise argparse.ArgumentTypeError(f'takes a {"" if float in option.types else "whole "}number, got {short(word)}')
-    return read
-
-
-def _add(group, option):
-    """Add an option to a parser's group. It has no default there: what isn't given is left to the library."""
-    flag, text = '--' + option.dashed, option.help
-    text = re.sub(r'\bNone\b:? ', 'without it: ', text)
-    text = re.sub(r'\bFalse: ', f'--no-{option.dashed}: ', re.sub(r'\bTrue: ', f'{flag}: ', text))
-    if isinstance(option.default, bool):
-        text += f' (default {"yes" if option.default else "no"})'
-    elif option.default not in (None, '', inspect.Parameter.empty):
-        text += f' (default {option.default})'
-    kind = {'dest': option.flag or option.name, 'default': argparse.SUPPRESS, 'help': text.replace('%', '%%')}
-    if bool in option.types:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, **kind)
-    else:
-        word = 'N' if option.types == (int,) else 'X' if option.types[-1] is float else option.name.upper()
-        if option.choices:
-            word = '{' + ','.join(option.choices) + '}'
-        group.add_argument(flag, type=_reader(option), metavar=word, **kind)
-
+# --- The options, by what they are for ---------------------------------------------------------------------------------
 
 NEW = parameters(ModelState.initfromsrcfile)
 HYPER = hyperparameters()
@@ -223,14 +139,14 @@ def _modelandtext(paths, given):
     ms = _load(paths[0], given)
     text, numundecodable = readtext(sys.stdin.buffer if paths[1] == '-' else checkpath('FILE', paths[1]), **_pick(given, ENCODING))
     if numundecodable:
-        report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in the text, read as U+FFFD: another --encoding may '
-                   'suit it better.')
+        report.say(f'{report.counted(numundecodable, "undecodable place")} in the text, read as U+FFFD: another --encoding may suit it '
+                   'better.')
     return ms, text
 
 
 def _info(paths, given, refuse):
     ms = ModelState.load(paths[0])
-    print(f'{ms.info()}\n\n{ms.checkpoints()}')
+    print(f'{ms.info()!r}\n\n{ms.checkpoints()}')
     return 0
 
 
@@ -272,10 +188,10 @@ class Command(typing.NamedTuple):
     run: typing.Callable
 
     @property
-    def usage(self):
+    def usage(self) -> str:
         return ' '.join(self.paths)
 
-    def flags(self):
+    def flags(self) -> list[str]:
         """Every long option of the command."""
         options = [option for group in self.groups.values() for option in group]
         return [f'--{option.dashed}' for option in options] + [f'--no-{option.dashed}' for option in options if bool in option.types] + [
@@ -347,7 +263,7 @@ def _examples(lines):
     return 'examples:\n' + '\n'.join(f'  python3 {PROGRAM} {line}' for line in lines)
 
 
-def commandparser(name):
+def commandparser(name: str) -> argparse.ArgumentParser:
     """The ArgumentParser of a command's options; its paths are those words that are left over, in any order with the options."""
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(f'{PROGRAM} {name}', f'python3 {PROGRAM} {name} {command.usage} [options]', command.description,
@@ -358,14 +274,14 @@ def commandparser(name):
         for option in options:
             if option.dashed not in seen:       # threads, say, is a parameter of two functions
                 seen.add(option.dashed)
-                _add(group, option)
+                addoption(group, option)
     group = parser.add_argument_group('other')
     group.add_argument('-q', '--quiet', action='store_true', help='say nothing but warnings and errors')
     group.add_argument('-h', '--help', action='help', help='show this and exit')
     return parser
 
 
-def mainparser():
+def mainparser() -> argparse.ArgumentParser:
     """The ArgumentParser that tells of all commands."""
     return argparse.ArgumentParser(
         PROGRAM, f'python3 {PROGRAM} COMMAND [paths and options]',
@@ -377,7 +293,7 @@ def mainparser():
         formatter_class=_formatter, add_help=False)
 
 
-def parse(argv):
+def parse(argv: list[str]) -> tuple[Command, list[str], dict, Callable]:
     """(Command, paths, options given by name, a function that refuses with a sentence) of the words of a command line.
 
     Raises SystemExit, as argparse does, where they are wrong or ask for help.
@@ -411,20 +327,11 @@ def parse(argv):
     return command, paths, vars(given), parser.error
 
 
-def _sentence(error):
-    """What an exception says, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return ': '.join(filter(None, (error.filename and str(error.filename), error.strerror)))
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return ' '.join(text.split()) or ('there is not enough memory' if isinstance(error, MemoryError) else type(error).__name__)
-
-
 def _complain(text):
-    with contextlib.suppress(OSError):
-        print(f'{PROGRAM.removesuffix(".py")}: {text}', file=sys.stderr, flush=True)
+    report.alarm(f'{PROGRAM.removesuffix(".py")}: {text}')
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Do what the words of a command line say; the exit code."""
     try:
         try:
@@ -438,11 +345,11 @@ def run(argv):
     except KeyboardInterrupt:
         return 130
     except WRONGUSE as error:
-        _complain(_sentence(error))
+        _complain(sentence(error))
         return 1
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """`run` as a process of its own: what a shell expects of output, pipes and warnings; the exit code."""
     for name in 'stdout', 'stderr':
         if getattr(sys, name) is None:          # closed by `>&-`

@@ -50,12 +50,12 @@ class NoCompiler(OSError):
     """The engine knows no C++ compiler."""
 
 
-def instructionsets():
+def instructionsets() -> list[str]:
     """Names of the instruction sets that this processor has, best first."""
     return list(dict.fromkeys(name for name, _, _ in _had()))
 
 
-def named(wanted):
+def named(wanted: str) -> str:
     """The instruction set that the user calls `wanted`, by its name in NAMES.
 
     Raises ValueError for one that this processor lacks, the compiler doesn't know the flags of, or that there isn't.
@@ -77,7 +77,7 @@ def named(wanted):
     return name
 
 
-def compiled(name=None):
+def compiled(name: str | None = None) -> Path:
     """Path of the library for the best instruction set, or for the one of this name; compiled if it isn't in the cache.
 
     Raises OSError (NoCompiler without a compiler) or subprocess.CalledProcessError; `why` says in a sentence what that means.
@@ -85,7 +85,7 @@ def compiled(name=None):
     compiler, command = engine.theano.config.cxx, _command()
     if not command:
         raise NoCompiler
-    version = _run(*command, '--version')
+    version = run(*command, '--version')
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in ('.cpp', '.hpp', '.h'))
     contents = [(path.name, path.read_bytes()) for path in sources]
     directory = Path(engine.theano.config.base_compiledir, 'rn-gru')
@@ -98,24 +98,26 @@ def compiled(name=None):
             return path
         if flags[len(FLAGS):] == last or _knows(command, flags):
             break
+    directory.mkdir(parents=True, exist_ok=True)
+    if _noexec(directory):
+        raise OSError(f'{engine.name.upper()}_FLAGS=base_compiledir=... must name a directory where programs may run, unlike {directory}')
     where = f' into {directory}, as {engine.nohome}' if engine.nohome else ''
     report.say(f'Compiling the kernels{where}, once for this machine ...')
     start = time.perf_counter()
-    directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
         def compiled(source):
             target = str(Path(temporary, source.stem + '.o'))
-            _run(*command, *flags, '-c', str(source), '-o', target)
+            run(*command, *flags, '-c', str(source), '-o', target)
             return target
         objects = list(pool.map(compiled, (source for source in sources if source.suffix == '.cpp')))
         target = Path(temporary, path.name)
-        _run(*command, *flags, '-shared', *objects, '-o', str(target))
+        run(*command, *flags, '-shared', *objects, '-o', str(target))
         os.replace(target, path)                # whole or not at all, whoever else compiles
     report.say(f'Compiled the kernels with {compiler} in {time.perf_counter() - start:.1f} s.')
     return path
 
 
-def why(error):
+def why(error: Exception) -> str:
     """What kept `compiled` from its library, in a sentence."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line for line in (error.stderr or '').splitlines() if 'error' in line] or [f'{error.cmd[0]} ended with {error.returncode}']
@@ -125,6 +127,11 @@ def why(error):
     return f'the kernels could not be made ready ({reason(error)}).'
 
 
+def _noexec(directory):
+    """Whether it lies on a file system from which no program may run, as guarded machines mount /home or /tmp: no library loads there."""
+    return hasattr(os, 'ST_NOEXEC') and bool(os.statvfs(directory).f_flag & os.ST_NOEXEC)
+
+
 def _command():
     """The engine's compiler as the words of a command, [] without one."""
     compiler = engine.theano.config.cxx
@@ -132,14 +139,15 @@ def _command():
     return command if command and shutil.which(command[0]) else []
 
 
-def _run(*command):
+def run(*command: str) -> str:
+    """What a command writes to standard output; subprocess.CalledProcessError where it fails."""
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', check=True).stdout
 
 
 def _knows(command, flags):
     """Whether the compiler takes these flags, asked with an empty source: some 20 ms."""
     try:
-        _run(*command, *flags, '-fsyntax-only', '-x', 'c++', os.devnull)
+        run(*command, *flags, '-fsyntax-only', '-x', 'c++', os.devnull)
     except subprocess.CalledProcessError:
         return False
     return True

@@ -5,11 +5,14 @@ encode.py makes the first two from a text file, DataSet.split the last. No Thean
 import functools
 import math
 import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from typing import Self
 
 import numpy as np
 
-from errors import WorkDirError, checkint, checkreal, reason
+from errors import WorkDirError, checkint, checkreal, reason, short
 from storage import filechecksum, openregular
 
 UNKNOWN = '\ufffd'
@@ -34,32 +37,32 @@ class CharSet:
     than the above.
     """
 
-    def __init__(self, chars, linestarts, hasunknown=False):
+    def __init__(self, chars: str, linestarts: np.ndarray | Sequence[int], hasunknown: bool = False) -> None:
         counts = np.asarray(linestarts)
         if not isinstance(chars, str) or counts.dtype.kind not in 'iu' or not isinstance(hasunknown, (bool, np.bool_)):
             raise TypeError(f"a CharSet needs a str, integers and a bool, not {type(chars).__name__}, {counts.dtype}, {hasunknown!r}")
         others = codepoints(chars[1:]).astype(np.int64)
         if chars[:1] != UNKNOWN or np.any(np.diff(others) <= 0) or np.isin(UNKNOWNS, others).any():
-            raise ValueError(f"chars must be U+FFFD and then different characters by code point, not {_short(chars)}")
+            raise ValueError(f"chars must be U+FFFD and then different characters by code point, not {short(chars)}")
         if counts.shape != (len(chars),) or counts.min() < 0 or not counts.any() or counts[0] and not hasunknown:
             raise ValueError(f"linestarts must be {len(chars)} counts, not all 0, and the first one 0 unless hasunknown, "
-                             f"not {_short(counts.tolist())}")
+                             f"not {short(counts.tolist())}")
         self.chars = chars
         self.linestarts = counts.astype(np.int64)
         self.hasunknown = bool(hasunknown)
         self.dtype = np.min_scalar_type(len(chars) - 1)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.chars)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, CharSet):
             return NotImplemented
         return (self.chars == other.chars and self.hasunknown == other.hasunknown
                 and np.array_equal(self.linestarts, other.linestarts))
 
-    def __repr__(self):
-        return f"CharSet({len(self)} characters as {self.dtype}, unknown included: {_short(self.chars[1:])})"
+    def __repr__(self) -> str:
+        return f"CharSet({len(self)} characters as {self.dtype}, unknown included: {short(self.chars[1:])})"
 
     @functools.cached_property
     def _points(self):
@@ -73,7 +76,7 @@ class CharSet:
         table[self._points[1:]] = np.arange(1, len(self))
         return table
 
-    def encode(self, text):
+    def encode(self, text: str) -> np.ndarray:
         """The characters' indices, (len(text),) of `dtype`; 0 for characters
         that the charset lacks."""
         if not isinstance(text, str):
@@ -82,7 +85,7 @@ class CharSet:
             return np.frombuffer(text.encode().translate(self._table[:256].astype(np.uint8).tobytes()), np.uint8).astype(self.dtype)
         return self._table.take(codepoints(text), mode='clip')
 
-    def decode(self, indices):
+    def decode(self, indices: np.ndarray | Sequence[int]) -> str:
         """The text, a str, that a sequence of indices in 0..V-1 stands for;
         ValueError if one is outside."""
         indices = np.asarray(indices)
@@ -95,37 +98,37 @@ class CharSet:
             raise ValueError(f"indices must be in 0..{len(self) - 1}, not {low if low < 0 else high}")
         return self._points.astype('<u4').take(indices).tobytes().decode('utf-32-le')
 
-    def onehot(self, index):
+    def onehot(self, index: int) -> np.ndarray:
         """The one-hot vector, (V,) float32, of an index in 0..V-1."""
         vector = np.zeros(len(self), np.float32)
         vector[checkint('index', index, 0, len(self) - 1)] = 1
         return vector
 
-    def encodeonehots(self, text):
+    def encodeonehots(self, text: str) -> np.ndarray:
         """One-hot vectors, (len(text), V) float32, of a text's characters."""
         onehots = np.zeros((len(text), len(self)), np.float32)
         onehots[np.arange(len(text)), self.encode(text)] = 1
         return onehots
 
-    def linestartprobs(self):
+    def linestartprobs(self) -> np.ndarray:
         """How often each character begins a line, (V,) float64 with sum 1: what
         a sample's first character is drawn by."""
         return self.linestarts / self.linestarts.sum()
 
-    def facts(self):
+    def facts(self) -> dict:
         """The charset as a dict of plain Python values; `fromfacts` makes the
         charset of it again."""
         return {'chars': self.chars, 'linestarts': self.linestarts.tolist(), 'hasunknown': self.hasunknown}
 
     @classmethod
-    def fromfacts(cls, facts):
+    def fromfacts(cls, facts: object) -> Self:
         """The charset that `facts()` told of; ValueError, in one sentence, where
         the facts aren't such."""
         if not isinstance(facts, dict):
             raise ValueError(f"a charset's facts must be a dict, not {type(facts).__name__}")
         for name, kind in (('chars', str), ('linestarts', list), ('hasunknown', bool)):
             if type(facts.get(name)) is not kind:
-                raise ValueError(f"a charset's facts must hold {name!r}, a {kind.__name__}, not {_short(facts.get(name))}")
+                raise ValueError(f"a charset's facts must hold {name!r}, a {kind.__name__}, not {short(facts.get(name))}")
         if not all(type(count) is int and 0 <= count < 2**63 for count in facts['linestarts']):
             raise ValueError("a charset's facts must hold counts in 'linestarts', integers from 0 on")
         return cls(facts['chars'], np.array(facts['linestarts'], np.int64), facts['hasunknown'])
@@ -149,7 +152,7 @@ class DataSet:
     Raises TypeError or ValueError where these don't fit each other.
     """
 
-    def __init__(self, codes, numchars, seq_len, vocab=None):
+    def __init__(self, codes: np.ndarray, numchars: int, seq_len: int, vocab: int | None = None) -> None:
         self.numchars = checkint('numchars', numchars, 1)
         self.seq_len = checkint('seq_len', seq_len, 1)
         self.vocab = None if vocab is None else checkint('vocab', vocab, 1)
@@ -162,14 +165,14 @@ class DataSet:
         self.codes = codes
 
     @property
-    def numseqs(self):
+    def numseqs(self) -> int:
         """n, the number of sequences."""
         return -(-self.numchars // self.seq_len)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"DataSet({self.numchars} characters, {self.numseqs} sequences of {self.seq_len}, {self.codes.dtype})"
 
-    def batchepoch(self, batchsize):
+    def batchepoch(self, batchsize: int) -> int:
         """Steps in an epoch, ceil(n / B); ValueError where the text has fewer
         than `batchsize` sequences."""
         batchsize = checkint('batchsize', batchsize, 1)
@@ -178,7 +181,7 @@ class DataSet:
                              f"use a smaller batchsize or seq_len")
         return -(-self.numseqs // batchsize)
 
-    def batch(self, pos, batchsize):
+    def batch(self, pos: int, batchsize: int) -> tuple[np.ndarray, np.ndarray]:
         """The batch of step `pos`, 0 <= pos < batchepoch: inputs and targets,
         (T, B) int32 each, C-contiguous.
 
@@ -194,7 +197,7 @@ class DataSet:
         at[at == self.numchars] = 0
         return _inputsandtargets(self.codes, at, self.vocab)
 
-    def split(self, valid_frac):
+    def split(self, valid_frac: float) -> tuple['DataSet', 'HeldOut | None']:
         """(the DataSet to train on, the HeldOut to validate on): the text's end,
         about a share `valid_frac` of it, held out.
 
@@ -210,7 +213,7 @@ class DataSet:
                 HeldOut(self.codes[length:self.numchars], self.seq_len, self.vocab))
 
     @classmethod
-    def load(cls, path, numchars, seq_len, vocab, checksum=None):
+    def load(cls, path: str | os.PathLike, numchars: int, seq_len: int, vocab: int, checksum: str | None = None) -> Self:
         """The dataset that encodefile wrote to `path`, memory-mapped: takes no
         memory, whatever its size.
 
@@ -255,7 +258,7 @@ class HeldOut:
     other.
     """
 
-    def __init__(self, codes, seq_len, vocab=None):
+    def __init__(self, codes: np.ndarray, seq_len: int, vocab: int | None = None) -> None:
         self.seq_len = checkint('seq_len', seq_len, 1)
         self.vocab = None if vocab is None else checkint('vocab', vocab, 1)
         if not isinstance(codes, np.ndarray) or codes.dtype.kind not in 'iu':
@@ -265,20 +268,20 @@ class HeldOut:
         self.codes = codes
         self.numchars = len(codes)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"HeldOut({self.numchars} characters, {self.codes.dtype})"
 
-    def rows(self, batchsize):
+    def rows(self, batchsize: int) -> int:
         """How many stretches are read side by side: `batchsize`, or fewer where
         they would be shorter than a sequence."""
         return max(1, min(checkint('batchsize', batchsize, 1), (self.numchars - 1) // self.seq_len))
 
-    def numsteps(self, batchsize):
+    def numsteps(self, batchsize: int) -> int:
         """How many batches `batches` yields."""
         length, left = divmod(self.numchars - 1, self.rows(batchsize))
         return -(-length // self.seq_len) + -(-left // self.seq_len)
 
-    def batches(self, batchsize):
+    def batches(self, batchsize: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields inputs and targets, (T, rows) int32 each, C-contiguous: all
         rows' next T characters (fewer at the end); then, (T, 1), what is left
         over behind the last row."""
@@ -289,7 +292,7 @@ class HeldOut:
                 at = starts + np.arange(done, min(done + self.seq_len, end) + 1)[:, None]
                 yield _inputsandtargets(self.codes, at, self.vocab)
 
-    def losses(self, evaluate, batchsize, layers, state_size):
+    def losses(self, evaluate: Callable, batchsize: int, layers: int, state_size: int) -> Iterator[float]:
         """Yields, after each of the `numsteps(batchsize)` batches, the mean loss
         of all predictions so far: the last one is the loss.
 
@@ -299,7 +302,7 @@ class HeldOut:
         whether it goes on.
         """
         state = [np.zeros((self.rows(batchsize), state_size), np.float32)] * layers
-        total = count = 0
+        total, count = 0.0, 0
         for x, y in self.batches(batchsize):
             if x.shape[1] < len(state[0]):
                 state = [np.ascontiguousarray(s[-1:]) for s in state]
@@ -308,7 +311,7 @@ class HeldOut:
             yield total / count
 
 
-def trainchars(numchars, seq_len, valid_frac):
+def trainchars(numchars: int, seq_len: int, valid_frac: float) -> int:
     """How many characters, from the beginning of a text of `numchars`, are left to train on when a share `valid_frac` is held out.
 
     That is (1 - valid_frac) numchars, rounded down to whole sequences of seq_len, so that no padding is needed; all of them where
@@ -356,7 +359,7 @@ def _checkmapped(codes):
                            "back")
 
 
-def codepoints(text):
+def codepoints(text: str) -> np.ndarray:
     """A str's code points, (len(text),) uint8, uint16 or uint32 (little-endian), lone surrogates included."""
     if text.isascii():
         return np.frombuffer(text.encode(), np.uint8)
@@ -364,9 +367,3 @@ def codepoints(text):
     if len(utf16) == 2 * len(text):
         return np.frombuffer(utf16, '<u2')
     return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4')
-
-
-def _short(value):
-    """`repr(value)`, cut to what a message bears."""
-    text = repr(value[:40] if isinstance(value, (str, list)) else value)
-    return text if len(text) <= 60 else text[:57] + '...'

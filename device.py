@@ -8,7 +8,9 @@ import math
 import re
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,23 +30,23 @@ class Processor:
     inwaves = False         # whether the layers of a network are best computed side by side, see `stack`
     failures = ()           # exceptions of a call that may have taken with it what it was to update
 
-    def describe(self):
+    def describe(self) -> str:
         """What computes, in words."""
         return native.describe()
 
-    def trainable(self, precision):
+    def trainable(self, precision: str) -> str:
         """The precision that a model of hyperparameter `precision` is trained in here, see `native.trainable`."""
         return native.trainable(precision)
 
-    def chartype(self, vocab):
+    def chartype(self, vocab: int) -> str:
         """The integers that characters go over as."""
         return 'int32'
 
-    def roundup(self, n, least=1):
+    def roundup(self, n: int, least: int = 1) -> int:
         """How many steps or rows to compute where n are asked for: all shapes are as good as any other."""
         return n
 
-    def compile(self, what, inputs, outputs, updates=(), rows=None):
+    def compile(self, what: str, inputs: Sequence, outputs: Sequence, updates: Sequence = (), rows: dict | None = None) -> Callable:
         """The compiled function of a graph, one thread in it at a time; says what was compiled and how long it took.
 
         rows: a dict from those of `inputs`, `outputs` and the shared variables that have the batch's rows to the axis of them; None: the
@@ -61,7 +63,7 @@ class Processor:
                 return f(*values)
         return call
 
-    def fetch(self, value):
+    def fetch(self, value: Any) -> np.ndarray:
         """A copy of a shared variable's value as an array."""
         return np.array(value)
 
@@ -79,26 +81,26 @@ class Accelerator:
     """
 
     name: str
-    jaxdevice: object
+    jaxdevice: Any
     count = 1
     runson = True
     inwaves = True
     failures = RuntimeError, MemoryError
 
-    def describe(self):
+    def describe(self) -> str:
         import jax
         return f'{self.jaxdevice.device_kind} ({self.jaxdevice}) by JAX {jax.__version__}'
 
-    def trainable(self, precision):
+    def trainable(self, precision: str) -> str:
         return precision
 
-    def chartype(self, vocab):
+    def chartype(self, vocab: int) -> str:
         return 'uint8' if vocab <= 1 << 8 else 'uint16' if vocab <= 1 << 16 else 'int32'
 
-    def roundup(self, n, least=1):
+    def roundup(self, n: int, least: int = 1) -> int:
         return max(4 ** math.ceil(math.log(n, 4)), least)
 
-    def compile(self, what, inputs, outputs, updates=(), rows=None):
+    def compile(self, what: str, inputs: Sequence, outputs: Sequence, updates: Sequence = (), rows: dict | None = None) -> Callable:
         import jax
         f, linked = self._linked(inputs, outputs, updates, self._jit)
         shareds = f.get_shared()
@@ -156,7 +158,10 @@ class Accelerator:
     fetch = Processor.fetch
 
 
-def chosen(device, before, devices=None):
+Device = Processor | Accelerator
+
+
+def chosen(device: str | None, before: Device, devices: int | str | None = None) -> Device:
     """The device called `device`: 'cpu', 'jax' (JAX's default one), or a platform of JAX's, with or without a number ('cuda', 'cuda:1');
     None: `before`. devices: how many of that platform's, or 'all'; None: as before where `device` is None too, else one.
 
@@ -193,7 +198,7 @@ def chosen(device, before, devices=None):
         raise ValueError(f'no device {device!r} here: JAX has {_listed(jax.devices())} ({" ".join(str(error).split())[:200]})') from None
     here = [each for each in there if each.process_index == jax.process_index()]
     if devices not in (None, 1):
-        count = len(there) if devices == 'all' else devices
+        count = devices if isinstance(devices, int) else len(there)
         if count > len(there):
             raise ValueError(f'no {count} devices here: JAX has {len(there)}, {_listed(there)}')
         if count > 1:
@@ -208,7 +213,7 @@ def _listed(devices):
     return ', '.join(f'{each.platform}:{each.id}' for each in devices[:8]) + (', ...' if len(devices) > 8 else '')
 
 
-def checkrows(batchsize, device):
+def checkrows(batchsize: int, device: Device) -> None:
     """ValueError where the rows of a batch can't be shared out evenly between the devices."""
     below = batchsize // device.count * device.count
     if below != batchsize:

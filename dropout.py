@@ -11,7 +11,7 @@ import numpy as np
 import native
 from engine import Apply, Disconnected, Op, T
 from errors import checkint
-from ops import _buffer
+from ops import buffer
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85                   # what the two words of the key grow by from round to round
@@ -55,14 +55,14 @@ class Dropout(Op):
 
     def perform(self, node, inputs, outputs):
         S, threshold, scale, seed, updates = _taken(inputs)
-        out = _buffer(outputs[0], S.shape, S.dtype)
+        out = buffer(outputs[0], S.shape, S.dtype)
         np.multiply(S, scale, out=out)
         out[words(S.size, seed, updates, self.layer).reshape(S.shape) < threshold] = 0
 
     def kernel(self, node):
         def work(inputs, outputs):
             S, *given = _taken(inputs)
-            native.dropout(S, _buffer(outputs[0], S.shape, S.dtype), *given, self.layer)
+            native.dropout(S, buffer(outputs[0], S.shape, S.dtype), *given, self.layer)
         return work if native.library() is not None and node.inputs[0].type.dtype == 'float32' else None
 
     def pullback(self, inputs, outputs, gradients):

@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import stat
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,10 +23,11 @@ _POINTS = 0x110000      # number of Unicode code points
 # substitutions can be told from a U+FFFD that stands in the source. Both get index 0.
 _MARK = '\udfff'
 _ONUNDECODABLE = 'rn-gru-mark'
-codecs.register_error(_ONUNDECODABLE, lambda error: (_MARK, error.end))
+codecs.register_error(_ONUNDECODABLE, lambda error: (_MARK, error.end))      # type: ignore[attr-defined]
 
 
-def encodefile(srcfile, outfile, seq_len=100, encoding=None, morechars=''):
+def encodefile(srcfile: str | os.PathLike, outfile: str | os.PathLike, seq_len: int = 100, encoding: str | None = None,
+               morechars: str = '') -> tuple[CharSet, DataSet, int]:
     """Encode a text file into the .npy file `outfile` and give (charset, dataset, numundecodable).
 
     srcfile    path of the text, a regular file of at least `seq_len` characters
@@ -58,7 +60,7 @@ def encodefile(srcfile, outfile, seq_len=100, encoding=None, morechars=''):
         if _fingerprint(file) != before:
             raise changed
         if numchars < seq_len:
-            raise TextError(f"{srcfile} gives {numchars} characters, a sequence needs {seq_len}: "
+            raise TextError(f"{srcfile} gives {numchars:,} character{'s' * (numchars != 1)}, a sequence needs {seq_len}: "
                             f"use a longer text or a smaller seq_len")
         length = -(-numchars // seq_len) * seq_len + 1
         with Staged(pathlib.Path(outfile)) as staged:
@@ -82,7 +84,7 @@ def encodefile(srcfile, outfile, seq_len=100, encoding=None, morechars=''):
     return charset, DataSet.load(outfile, numchars, seq_len, len(charset)), numundecodable
 
 
-def survey(srcfile, encoding=None):
+def survey(srcfile: str | os.PathLike, encoding: str | None = None) -> tuple[CharSet, int, int]:
     """(charset, numchars, numundecodable) that `encodefile` would find in a text file: writes nothing, in half its time.
 
     Raises what encodefile raises for a path, an encoding, and a text that is empty or binary.
@@ -94,7 +96,7 @@ def survey(srcfile, encoding=None):
         return _surveyed(_blocks(file, codec, skip, size), srcfile, size, encoding)
 
 
-def readtext(source, encoding=None):
+def readtext(source: str | os.PathLike | BinaryIO, encoding: str | None = None) -> tuple[str, int]:
     """(text, numundecodable) of a whole text in memory, read as encodefile reads one: decoded, line ends as LF, without byte-order mark.
 
     source: path of a regular file, or a binary file open for reading, such as sys.stdin.buffer, which may be a pipe
@@ -203,7 +205,7 @@ def _codec(head, encoding):
     return ('utf-8' if name == 'utf-8-sig' else name), 3 * head.startswith(codecs.BOM_UTF8)
 
 
-def checksource(srcfile, encoding=None):
+def checksource(srcfile: str | os.PathLike, encoding: str | None = None) -> None:
     """Refuse, without reading it, what can be no text: as `encodefile` does."""
     _checkencoding(encoding)
     _opentext(os.fsdecode(srcfile)).close()

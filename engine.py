@@ -11,6 +11,7 @@ Apply           a node of the graph
 Disconnected    `Disconnected()`: the gradient of an input (an index, say) that has none
 isdisconnected  whether a gradient is such a one
 compilefunction, compilejax, checkjax, evaluate
+Expression      the type of a graph's variables, in signatures
 held, hold      the array in a shared variable as it lies there, and to put one there
 """
 
@@ -20,12 +21,15 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import warnings
+from typing import Any
 
 import numpy as np
 
 NAMES = ('pytensor', 'theano')
+Expression = Any            # in signatures: a variable of the engine's graphs, or what one is made of
 
 
 def _choose():
@@ -42,16 +46,16 @@ def _choose():
     raise ModuleNotFoundError(f'this Python has no {wanted or "PyTensor (nor classic Theano)"}', name=wanted or 'pytensor')
 
 
+def _setenvironment():
+    """Give the engines what they can't be imported without, and a bare environment lacks: a home, a PATH."""
+    if os.path.expanduser('~') == '~':          # no HOME, and a user without a name, as containers have them
+        os.environ['HOME'] = os.sep
+    os.environ.setdefault('PATH', os.defpath)   # else gcc finds no linker
+
+
 def _setflags(name):
     """Put the flags we need into the environment, unless the user has set them there or in his rc file; why the cache moves, or ''."""
     flags, rc = f'{name.upper()}_FLAGS', f'{name.upper()}RC'
-    # An empty ldflags: classic Theano fails to link on newer NumPy, and the system's BLAS may be a slow one.
-    wanted = {'floatX': 'float32', 'blas__ldflags' if name == 'pytensor' else 'blas.ldflags': ''}
-    home = os.path.expanduser(f'~/.{name}')
-    parent = home if os.path.isdir(home) else os.path.dirname(home)
-    reason = ''
-    if not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
-        wanted['base_compiledir'], reason = _privatedir(name), f"{parent} can't be written"
     files = configparser.RawConfigParser(strict=False)
     try:
         files.read(os.path.expanduser(path) for path in os.environ.get(rc, f'~/.{name}rc').split(os.pathsep))
@@ -59,17 +63,32 @@ def _setflags(name):
         pass                                    # the engine itself will say what is wrong with the file
     theirs = os.environ.get(flags, '')
     given = {item.split('=')[0].strip().replace('__', '.') for item in theirs.split(',')}
-    for key, value in wanted.items():
+
+    def isgiven(key):
         section, _, option = key.replace('__', '.').rpartition('.')
-        if key.replace('__', '.') not in given and not files.has_option(section or 'global', option):
-            theirs += f'{"," if theirs else ""}{key}={value}'
-    os.environ[flags] = theirs
-    return reason if f'base_compiledir={wanted.get("base_compiledir")}' in theirs else ''
+        return key.replace('__', '.') in given or files.has_option(section or 'global', option)
+    # An empty ldflags: classic Theano fails to link on newer NumPy, and the system's BLAS may be a slow one.
+    wanted = {'floatX': 'float32', 'blas__ldflags' if name == 'pytensor' else 'blas.ldflags': ''}
+    home = os.path.expanduser(f'~/.{name}')
+    parent = home if os.path.isdir(home) else os.path.dirname(home)
+    reason = ''
+    if not isgiven('base_compiledir') and not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
+        wanted['base_compiledir'], reason = _privatedir(name, parent), f"{parent} can't be written"
+    # On Linux the engines look for g++ only.
+    if sys.platform == 'linux' and not shutil.which('g++') and (compiler := shutil.which('clang++') or shutil.which('c++')):
+        wanted['cxx'] = compiler
+    os.environ[flags] = ','.join([*filter(None, [theirs]), *(f'{key}={value}' for key, value in wanted.items() if not isgiven(key))])
+    return reason
 
 
-def _privatedir(name):
-    """A temporary directory, the same one in each process, that nobody else can put code into."""
-    path = os.path.join(tempfile.gettempdir(), f'{name}-{os.getuid()}')
+def _privatedir(name, parent):
+    """A temporary directory, the same one in each process, that nobody else can put code into; ImportError, in one sentence, where there is
+    none, as where the whole system can only be read: the engine wants one when it is imported."""
+    try:
+        path = os.path.join(tempfile.gettempdir(), f'{name}-{os.getuid()}')
+    except FileNotFoundError:
+        raise ImportError(f"neither {parent} nor a temporary directory can be written, and {name} needs one of them: "
+                          "set TMPDIR to a directory that can be written") from None
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -80,6 +99,7 @@ def _privatedir(name):
 
 
 name = _choose()
+_setenvironment()
 nohome = _setflags(name)            # why compiled code goes to a temporary directory; '': it doesn't
 
 if name == 'pytensor':
@@ -97,7 +117,7 @@ else:
         import theano.tensor as T
     from theano import Apply, Constant
 
-    class _Op(theano.Op):
+    class _Op(theano.Op):           # type: ignore[no-redef]
         """Theano's Op under PyTensor's way to declare a gradient."""
 
         def L_op(self, inputs, outputs, output_grads):

@@ -4,9 +4,15 @@ Wrong use raises the built-in exception that fits (ValueError, TypeError, FileNo
 these, always with one sentence that says what is wrong, with what value, and what to do.
 """
 
+import contextlib
+import difflib
 import math
 import numbers
 import os
+from collections.abc import Iterable, Sequence
+
+# The memory that a container may take, as it sees it: control groups version 2 and 1.
+CONTAINERS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
 
 
 class RNGRUError(Exception):
@@ -28,39 +34,41 @@ class CheckpointError(WorkDirError):
     """A checkpoint is missing, damaged, or doesn't fit the model."""
 
 
-def checkint(name, value, low=0, high=None):
+def checkint(name: str, value: object, low: int = 0, high: int | None = None) -> int:
     """`value` as an int within low .. high; else TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f'{name} takes a whole number, got {short(value)}')
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"from {low} to {high:,}"}, got {short(value)}')
-    return int(value)
+    return number
 
 
-def checkreal(name, value, low=-math.inf, high=math.inf, islowallowed=True, ishighallowed=False):
+def checkreal(name: str, value: object, low: float = -math.inf, high: float = math.inf, islowallowed: bool = True,
+              ishighallowed: bool = False) -> float:
     """`value` as a float between low and high, of which each counts as in between where it is allowed; else
     TypeError or ValueError in one sentence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name} takes a number, got {short(value)}')
     try:
-        value = float(value)
+        number = float(value)
     except OverflowError:           # of an int with hundreds of digits
-        value = math.inf if value > 0 else -math.inf
-    if not (low < value < high or value == low and islowallowed or value == high and ishighallowed):
+        number = -math.inf if value < 0 else math.inf
+    if not (low < number < high or number == low and islowallowed or number == high and ishighallowed):
         wanted = f'{"at least" if islowallowed else "more than"} {low}' + (
             f' and {"at most" if ishighallowed else "below"} {high}' if high < math.inf else ' and finite')
-        raise ValueError(f'{name} must be {wanted}, got {value}')
-    return value
+        raise ValueError(f'{name} must be {wanted}, got {number}')
+    return number
 
 
-def checkbool(name, value):
+def checkbool(name: str, value: object) -> bool:
     """`value` as a bool; else TypeError in one sentence."""
     if type(value).__name__ not in ('bool', 'bool_'):      # NumPy's too
         raise TypeError(f'{name} takes True or False, got {short(value)}')
     return bool(value)
 
 
-def checktext(name, value):
+def checktext(name: str, value: object) -> str:
     """`value`, a str of at least one character; else TypeError or ValueError in one sentence."""
     if not isinstance(value, str):
         raise TypeError(f'{name} takes a str, got {short(value)}')
@@ -69,7 +77,7 @@ def checktext(name, value):
     return value
 
 
-def checkpath(name, value):
+def checkpath(name: str, value: object) -> str:
     """`value`, a str or a path, as a str with ~ expanded; else TypeError or ValueError in one sentence."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(f'{name} takes a path, got {short(value)}')
@@ -79,14 +87,45 @@ def checkpath(name, value):
     return os.path.expanduser(path)
 
 
-def checkmemory(what, needed, advice):
-    """MemoryError, in one sentence with the advice, where `what` takes more bytes than this machine has."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+def checkchoice(name: str, value: object, choices: Sequence[str]) -> str:
+    """`value` if it is one of the strings `choices`; TypeError or ValueError names these, and the nearest."""
+    if not isinstance(value, str):
+        raise TypeError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
+    if value not in choices:
+        raise ValueError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
+    return str(value)
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """', did you mean ...?' with the one of `names` nearest to `name`, or '' where none is near."""
+    near = difflib.get_close_matches(str(name), names, 1, 0.5)
+    return f', did you mean {near[0]}?' if near else ''
+
+
+def checkmemory(what: str, needed: float, advice: str) -> None:
+    """MemoryError, in one sentence with the advice, where `what` takes more bytes than this machine or container has."""
+    memory = _memory()
     if needed > memory:
-        raise MemoryError(f'{what} takes about {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: {advice}')
+        raise MemoryError(f'{what} takes about {_gigabytes(needed)}, and this machine has {_gigabytes(memory)}: {advice}')
 
 
-def short(value):
+def _memory():
+    """Bytes of memory that this machine has, or its container where that has less."""
+    limits = []
+    for path in CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):              # 'max': no limit
+            with open(path) as file:
+                limits.append(int(file.read()))
+    if hasattr(os, 'sysconf'):                                      # not Windows
+        limits.append(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+    return min(limits, default=math.inf)
+
+
+def _gigabytes(size):
+    return f'{size / 1e9:,.{int(size < 1e10)}f} GB'
+
+
+def short(value: object) -> str:
     """`repr(value)`, however long, in one line of at most 80 characters."""
     try:
         text = ' '.join(line.strip() for line in repr(value).splitlines())
@@ -95,6 +134,14 @@ def short(value):
     return text if len(text) <= 80 else text[:60] + ' ...'
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """What another library's exception says, as a short phrase within a sentence."""
     return ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:120].rstrip('.') or type(error).__name__
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return ': '.join(filter(None, (error.filename and str(error.filename), error.strerror)))
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return ' '.join(text.split()) or ('there is not enough memory' if isinstance(error, MemoryError) else type(error).__name__)

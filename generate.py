@@ -1,12 +1,15 @@
 """Texts that a model writes, piece by piece: what `ModelState.sample`, `ModelState.stream` and `generatestring` share."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 import reading
 import report
 from errors import checkint, checkreal, short
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 MOSTCHARS, MOSTTEXTS = 10 ** 8, 10_000
 FIRST = 64              # characters of a stream's first piece; each piece has twice as many as the one before,
@@ -21,8 +24,8 @@ class TextState(NamedTuple):
     states: np.ndarray      # (L, n, H) float32, before the last characters are read
     chars: np.ndarray       # (n,) int32, the last characters' indices
 
-    def __repr__(self):
-        return f'TextState of {len(self.chars)} text{"s" * (len(self.chars) != 1)}'
+    def __repr__(self) -> str:
+        return f'TextState of {report.counted(len(self.chars), "text")}'
 
 
 class Stream:
@@ -39,8 +42,9 @@ class Stream:
     TextState; None before the first.
     """
 
-    def __init__(self, ms, numchars=100, temp=0.5, seed=None, *, prime='', top_k=None, top_p=None, min_p=None, until=None, n=None,
-                 state=None):
+    def __init__(self, ms: 'ModelState', numchars: int = 100, temp: float = 0.5, seed: int | np.random.SeedSequence | None = None, *,
+                 prime: str = '', top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+                 until: str | None = None, n: int | None = None, state: TextState | None = None) -> None:
         """As ModelState.sample, which see; `seed` may be a
         numpy.random.SeedSequence as well."""
         self._ms, self._model = ms, ms.model
@@ -65,7 +69,7 @@ class Stream:
         self._prime, self._size = prime, 0
         self._live = list(range(self.n))           # the texts that have not met `until`
         self._tails = [''] * self.n                # the last drawn characters, in which `until` may have begun
-        self.state = None
+        self.state: TextState | None = None
         if prime:
             reading.warnofunknown(ms.charset, prime, 'prime')
 
@@ -104,13 +108,13 @@ class Stream:
             raise ValueError(f'n={n} texts cannot go on from the state of {given}: leave n out')
         return n or given, TextState(np.repeat(states, (n or 1) // given or 1, 1), np.repeat(chars, (n or 1) // given or 1))
 
-    def __repr__(self):
-        return f'Stream of {self.n} text{"s" * (self.n != 1)}, {self._left:,} characters to come'
+    def __repr__(self) -> str:
+        return f'Stream of {report.counted(self.n, "text")}, {self._left:,} characters to come'
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
+    def __next__(self) -> Any:
         """The next piece; StopIteration behind the last. A call that Ctrl-C
         breaks off changes nothing: the next one gives the same piece."""
         before = self.state, self._left, self._size, list(self._live), list(self._tails), [rng.bit_generator.state for rng in self._rngs]

@@ -8,8 +8,8 @@ import numbers
 
 import numpy as np
 
-from errors import checkint, checkreal, short
-from hyperparams import HyperParams, checkchoice, checkgiven, nearest
+from errors import checkchoice, checkint, checkreal, nearest, short
+from hyperparams import HyperParams, checkgiven
 from layers import MODELTYPES
 from model import ModelState
 from run import MOST, SCHEDULES
@@ -26,7 +26,7 @@ ELSEWHERE = 'device', 'devices'         # trainmodel's: processes that train sid
 LOWEST = {'seq_len': 1, 'seed': 0, 'num_rounds': 1, 'batchsize': 1, 'train_len': 0, 'valid_len': 0, 'warmup': 0, 'patience': 1, 'keep': 1}
 
 
-def settingsof(grid, fixed):
+def settingsof(grid: dict | list | tuple, fixed: dict) -> tuple[list[dict], dict]:
     """(a list of dicts of name -> value, the settings of a grid; the dict `fixed`), all names and values checked by themselves."""
     fixed = {name: _checked(name, value, {**GRID, **BESIDE}) for name, value in fixed.items()}
     if isinstance(grid, dict):
@@ -90,7 +90,7 @@ def _checked(name, value, known=GRID):
     return checkreal(name, value, 0, islowallowed=name != 'minutes')
 
 
-def nameof(setting):
+def nameof(setting: dict) -> str:
     """A setting as a directory's name, legal on every file system; one too long ends in a checksum."""
     name = ','.join(f'{name}={value}' for name, value in setting.items()) or 'defaults'
     return name if len(name) <= LONGEST else f'{name[:LONGEST - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}'

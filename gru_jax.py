@@ -67,11 +67,11 @@ def projected(kind, operand, source, U, b):
         return dot('tbk,kg->tbg', operand(source[0]), operand(U)) + b
     x = source[0]
     if kind == 'onehot':
-        return rowsof(U, x) + b
+        return _rowsof(U, x) + b
     E, a = source[1:]
     if len(E) <= x.size:
-        return rowsof(dot('vk,kg->vg', jnp.tanh(E + a), U) + b, x)
-    return dot('tbk,kg->tbg', jnp.tanh(rowsof(E, x) + a), U) + b
+        return _rowsof(dot('vk,kg->vg', jnp.tanh(E + a), U) + b, x)
+    return dot('tbk,kg->tbg', jnp.tanh(_rowsof(E, x) + a), U) + b
 
 
 def weightgradients(operand, S_prev, zr, dG, dtype):
@@ -79,7 +79,7 @@ def weightgradients(operand, S_prev, zr, dG, dtype):
     r (T, B, 2H), and of h (T, B, H)."""
     H = S_prev.shape[2]
     dW = jnp.concatenate([dot('tbh,tbg->hg', operand(s), d) for s, d in zip((S_prev, zr[:, :, H:] * S_prev), dG)], axis=1)
-    return dW, columns(lambda d: d.sum(axis=(0, 1), dtype=dtype), dG)
+    return dW, _columns(lambda d: d.sum(axis=(0, 1), dtype=dtype), dG)
 
 
 def readgradients(kind, operand, source, U, dG, dtype):
@@ -87,32 +87,32 @@ def readgradients(kind, operand, source, U, dG, dtype):
     if kind == 'vectors':
         X, H = operand(source[0]), U.shape[1] // 3
         dX = sum(dot('tbg,kg->tbk', d, operand(u)) for d, u in zip(dG, (U[:, :2 * H], U[:, 2 * H:])))
-        return [dX], columns(lambda d: dot('tbk,tbg->kg', X, d), dG)
+        return [dX], _columns(lambda d: dot('tbk,tbg->kg', X, d), dG)
     x = source[0]
     if kind == 'onehot':
-        return [], columns(lambda d: sumbychar(x, d, len(U), dtype), dG)
+        return [], _columns(lambda d: _sumbychar(x, d, len(U), dtype), dG)
     E, a = source[1:]
     if len(E) <= x.size:
-        dP = columns(lambda d: sumbychar(x, d, len(E), dtype), dG)              # (V, 3H)
+        dP = _columns(lambda d: _sumbychar(x, d, len(E), dtype), dG)              # (V, 3H)
         rows = jnp.tanh(E + a)
         dE = dot('vg,kg->vk', dP, U) * (1 - rows * rows)
         return [dE, dE.sum(axis=0)], dot('vk,vg->kg', rows, dP)
-    rows, dP = jnp.tanh(rowsof(E, x) + a), columns(lambda d: d.astype(dtype), dG)
+    rows, dP = jnp.tanh(_rowsof(E, x) + a), _columns(lambda d: d.astype(dtype), dG)
     drows = dot('tbg,kg->tbk', dP, U) * (1 - rows * rows)
-    return [sumbychar(x, drows, len(E), dtype), drows.sum(axis=(0, 1))], dot('tbk,tbg->kg', rows, dP)
+    return [_sumbychar(x, drows, len(E), dtype), drows.sum(axis=(0, 1))], dot('tbk,tbg->kg', rows, dP)
 
 
-def columns(gradient, dG):
+def _columns(gradient, dG):
     """The gradient of an array with 3H columns, from that of its columns 2H of z and r, and of its H of h."""
     return jnp.concatenate([gradient(d) for d in dG], axis=-1)
 
 
-def rowsof(table, x):
+def _rowsof(table, x):
     """Row x of a table (V, K) for every index of x (...): (..., K), NaN for an index outside of 0 .. V - 1."""
     return table.at[x].get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def sumbychar(x, d, V, dtype):
+def _sumbychar(x, d, V, dtype):
     """The sums of the rows of d (T, B, K) by their characters x (T, B): (V, K)."""
     if V <= BYPRODUCT:
         return dot('tbv,tbk->vk', isit(x, V).astype(d.dtype), d)

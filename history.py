@@ -16,7 +16,9 @@ import os
 import stat
 import time
 from collections import deque
+from collections.abc import KeysView
 from datetime import datetime, timezone
+from typing import overload
 
 import numpy as np
 
@@ -56,19 +58,20 @@ class History:
     that was begun by another version stays a table.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike) -> None:
         self.path = os.fspath(path)
         self.rows = deque(maxlen=MAXROWS)       # added and not written yet
         self.end = None                         # the file's size behind what was written, and its columns
-        self.columns = None
+        self.columns: list[str] = []
 
-    def add(self, kind, updates, epoch, position, characters, loss, learnrate, gradnorm=None, clipped=None,
-            characters_per_second=None, seconds=None):
+    def add(self, kind: str, updates: int, epoch: int, position: int, characters: int, loss: float, learnrate: float | None,
+            gradnorm: float | None = None, clipped: float | None = None, characters_per_second: float | None = None,
+            seconds: float | None = None) -> None:
         """Take a row, whose meaning COLUMNS tells, with the time it is now; None where a number is not known."""
         self.rows.append((time.time(), kind, updates, epoch, position, characters, loss, learnrate, gradnorm, clipped,
                           characters_per_second, seconds, FORMAT))
 
-    def flush(self, sync=False):
+    def flush(self, sync: bool = False) -> None:
         """Write the rows that were added, whole lines in one write; with `sync`, they then last through a power loss.
 
         Raises OSError where the disk refuses or the file is a link, a pipe or a directory, WorkDirError where it holds something else
@@ -172,7 +175,7 @@ def _columns(path, head):
 
 # ---- reading
 
-def read(path):
+def read(path: str | os.PathLike) -> 'Table':
     """The Table of a history: `path` is a file's or that of the working directory which holds it.
 
     What a kill or a write under way has left of a last line is passed over. Raises FileNotFoundError where there is none, WorkDirError
@@ -191,7 +194,7 @@ def read(path):
     end = data.rfind(b'\n') + 1
     if end == 0:
         _checktorn(path, data)
-        return Table({name: _array(kind, ()) for name, (kind, _) in COLUMNS.items()}, path)
+        return empty(path)
     names = _columns(path, data[:data.index(b'\n')])
     try:
         texts = _texts(data[:end].decode('utf-8-sig'), names)
@@ -205,7 +208,12 @@ def read(path):
     return Table(columns, path)[_standing(columns['kind'], columns['updates'])]
 
 
-def rounds(path, count, most=30):
+def empty(path: str | None = None) -> 'Table':
+    """The Table of a history without rows."""
+    return Table({name: _array(kind, ()) for name, (kind, _) in COLUMNS.items()}, path)
+
+
+def rounds(path: str | os.PathLike, count: int, most: int = 30) -> list[tuple]:
     """The last validations, `most` of them, oldest first: (updates, position, loss, losses of the last `count` steps before, the last
     one's learning rate) of each that stands, in milliseconds however long the history in the working directory `path` is.
 
@@ -236,7 +244,7 @@ def rounds(path, count, most=30):
         raise WorkDirError(f"'{path}' is damaged ({reason(error)}): put a good copy in its place or move it away") from error
 
 
-def latest(path):
+def latest(path: str | os.PathLike) -> tuple[int, float] | None:
     """(updates, loss) of the last whole row in the history of the working directory `path`, whose end alone is read; None without any.
 
     Raises OSError or WorkDirError as `read` does.
@@ -321,18 +329,24 @@ class Table:
     validations.
     """
 
-    def __init__(self, columns, path=None):
+    def __init__(self, columns: dict[str, np.ndarray], path: str | None = None) -> None:
         """columns: a dict of name -> array, all of one length; path: of the file
         that they come from, if any."""
         self.columns, self.path = columns, path
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.columns['updates'])
 
-    def keys(self):
+    def keys(self) -> KeysView[str]:
         """The columns' names."""
         return self.columns.keys()
 
+    @overload
+    def __getitem__(self, key: str) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, key: int | np.integer) -> dict: ...
+    @overload
+    def __getitem__(self, key: slice | np.ndarray) -> 'Table': ...
     def __getitem__(self, key):
         """A column by its name, a row by its number, or a Table of the rows that
         a slice, a mask or an array of numbers chooses."""
@@ -346,24 +360,24 @@ class Table:
         return Table({name: column[key] for name, column in self.columns.items()}, self.path)
 
     @property
-    def steps(self):
+    def steps(self) -> 'Table':
         """The Table of the training steps."""
         return self[self['kind'] == 'step']
 
     @property
-    def validations(self):
+    def validations(self) -> 'Table':
         """The Table of the validations."""
         return self[self['kind'] == 'validation']
 
     @property
-    def best(self):
+    def best(self) -> dict | None:
         """The validation with the lowest loss, a row, the newest of equals; None
         where there is none."""
         validations = self.validations
         finite = np.flatnonzero(np.isfinite(validations['loss']))[::-1]
         return validations[finite[np.argmin(validations['loss'][finite])]] if len(finite) else None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if not len(self):
             return 'No steps yet.'
         steps, validations, best = self.steps, self.validations, self.best
@@ -389,7 +403,7 @@ def _mean(losses):
     return float(np.mean(losses)) if len(losses) else math.nan
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """'1 h 02 min', '12 min 30 s' or '4.1 s'."""
     if not math.isfinite(seconds):
         return ''

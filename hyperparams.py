@@ -1,17 +1,17 @@
 """HyperParams: what shapes a network and its training, each with one name, one default and one comment."""
 
-import difflib
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 
 import numpy as np
 
-from errors import checkbool, checkint, checkreal, short
+from errors import checkbool, checkchoice, checkint, checkreal, nearest, short
 
 # What only some optimizers read.
-READERS = {'decay': ('rmsprop',), 'beta1': ('adam', 'adamw'), 'beta2': ('adam', 'adamw'), 'momentum': ('sgd',), 'weight_decay': ('adamw',)}
+_READBY = {'decay': ('rmsprop',), 'beta1': ('adam', 'adamw'), 'beta2': ('adam', 'adamw'), 'momentum': ('sgd',), 'weight_decay': ('adamw',)}
 
 
 def _hyper(default, comment, low=0, high=math.inf, islowallowed=True, forgood=''):
@@ -46,7 +46,7 @@ class HyperParams:
     layers, state_size, layernorm, init and valid_frac are set once, when
     the model is made. The defaults of the first five, and RMSProp, are
     the original's, small and careful. A lower loss in the same time:
-    optimizer='adamw', learnrate=0.004, ema=0.999,
+    optimizer='adamw', learnrate=0.004, ema=0.999, init='lookup',
     trainmodel(schedule='linear', end_learnrate=0.0004).
     A wrong name raises TypeError (AttributeError where it is assigned)
     and names the nearest right one; a value of the wrong type raises
@@ -69,10 +69,11 @@ class HyperParams:
     layernorm: bool = _switch("each layer's output is normalised on its way to the next one and out", forgood='it shapes the network')
     ema: float = _hyper(0.0, 'share of the running mean of the parameters, which then generates text, that a step keeps; 0: none', high=1)
     precision: str = _choice('operands of the products in training, where the processor has bfloat16', 'float32', 'bfloat16')
-    init: str = _choice('first recurrent weights', 'uniform', 'orthogonal', forgood='the first parameters were drawn by it')
+    init: str = _choice('first weights: within 1 / sqrt(rows), with orthogonal recurrent ones, or with those of characters within 1',
+                        'uniform', 'orthogonal', 'lookup', forgood='the first parameters were drawn by it')
     valid_frac: float = _hyper(0.0, 'share of the text, at its end, that is held out from training', high=1, forgood='it parts the text')
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: object) -> None:
         if name not in _FIELDS:
             raise AttributeError(_unknown(name))
         value = _checked(_FIELDS[name], value)
@@ -81,14 +82,14 @@ class HyperParams:
             raise AttributeError(f'{name} is {getattr(self, name)} for good, {why}: make a new model for {name}={value}')
         super().__setattr__(name, value)
 
-    def facts(self):
+    def facts(self) -> dict:
         """The values as a plain dict, for a file."""
         return asdict(self)
 
 
 _FIELDS = {f.name: f for f in fields(HyperParams)}
 FORGOOD = [name for name, f in _FIELDS.items() if f.metadata['forgood']]
-HyperParams.__doc__ += '\n' + ''.join(
+HyperParams.__doc__ = f'{HyperParams.__doc__}\n' + ''.join(
     textwrap.fill(f'{f"{name}={f.default}":20}{f.metadata["comment"]}', 74, initial_indent='    ', subsequent_indent=' ' * 24,
                   break_on_hyphens=False) + '\n' for name, f in _FIELDS.items())        # 70 columns wide, as help() indents them by 9
 
@@ -107,38 +108,23 @@ def _checked(f, value):
     return value
 
 
-def checkchoice(name, value, choices):
-    """`value` if it is one of the strings `choices`; TypeError or ValueError names these, and the nearest."""
-    if not isinstance(value, str):
-        raise TypeError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}')
-    if value not in choices:
-        raise ValueError(f'{name} takes one of {", ".join(map(repr, choices))}, got {short(value)}{nearest(value.lower(), choices)}')
-    return str(value)
-
-
-def nearest(name, names):
-    """', did you mean ...?' with the one of `names` nearest to `name`, or '' where none is near."""
-    near = difflib.get_close_matches(str(name), names, 1, 0.5)
-    return f', did you mean {near[0]}?' if near else ''
-
-
-def checknames(names, others=()):
+def checknames(names: Iterable[str], others: Iterable[str] = ()) -> None:
     """TypeError for the first of `names` that is no hyperparameter's; it names the nearest of those and of `others`."""
     for name in names:
         if name not in _FIELDS:
             raise TypeError(_unknown(name, others))
 
 
-def checkgiven(given):
+def checkgiven(given: dict) -> None:
     """ValueError for a hyperparameter that another makes useless; `given`: a dict of those that a person chose in one call, checked values.
 
     Only for such: in a model whose optimizer was changed later, what the one before read may well stand.
     """
     optimizer = given.get('optimizer', _FIELDS['optimizer'].default)
     for name in given:
-        if optimizer not in READERS.get(name, (optimizer,)):
+        if optimizer not in _READBY.get(name, (optimizer,)):
             raise ValueError(f'{name}={short(given[name])} does nothing with optimizer={optimizer!r}: leave it out, or set optimizer='
-                             f'{" or ".join(map(repr, READERS[name]))}')
+                             f'{" or ".join(map(repr, _READBY[name]))}')
     if given.get('layernorm') and given.get('state_size') == 1:
         raise ValueError('layernorm=True leaves nothing of a single unit, got state_size=1: use a larger one, or leave layernorm out')
 
@@ -155,4 +141,4 @@ def _withnames(init):
     return __init__
 
 
-HyperParams.__init__ = _withnames(HyperParams.__init__)
+HyperParams.__init__ = _withnames(HyperParams.__init__)         # type: ignore[method-assign]

@@ -2,22 +2,29 @@
 
 import os
 import shutil
+from typing import TYPE_CHECKING
 
 import history
 from errors import RNGRUError
 from lock import LOCKFILE, holder
+from opening import DATAFILE
 from storage import filechecksum, isanytemp, loadfacts
+from terminal import fitting
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 
 class Info(str):
-    """A text that the shell shows as it is."""
+    """A text that the shell shows as it is, its long lines broken where
+    the terminal ends."""
 
-    def __repr__(self):
-        return str(self)
+    def __repr__(self) -> str:
+        return fitting(str(self))
 
 
-def describe(ms, datafile):
-    """The Info of a ModelState; reads every file once. `datafile`: the encoded text's name."""
+def describe(ms: 'ModelState') -> Info:
+    """The Info of a ModelState; reads every file once."""
     directory = ms.workdir.path
     found, bad = ms.workdir.scan()
     damaged = [str(error).rpartition(': ')[0] for error in bad]
@@ -28,17 +35,17 @@ def describe(ms, datafile):
         loadfacts(state)
     except (OSError, RNGRUError) as error:
         damaged.append(str(error).rpartition(': ')[0])
-    if not _iswhole(directory / datafile, ms.textchecksum):
-        damaged.append(f'the encoded text {datafile}')
+    if not _iswhole(directory / DATAFILE, ms.textchecksum):
+        damaged.append(f'the encoded text {DATAFILE}')
 
     names = set(os.listdir(directory))
     checkpointfiles = {name for each in found for name in (each.name, each.arrays)} | {name for name in names if name.endswith('-model.p')}
     left = {name for name in names if isanytemp(name)}
-    others = names - checkpointfiles - left - {state.name, datafile, history.FILE, LOCKFILE}
+    others = names - checkpointfiles - left - {state.name, DATAFILE, history.FILE, LOCKFILE}
     size = _sizes(directory, checkpointfiles)
     lines = [f'{ms._describe()}.', f"In '{directory}':",
              f'  model        {_size(_sizes(directory, {state.name})):>9}  {state.name}',
-             f'  text         {_size(_sizes(directory, {datafile})):>9}  {datafile}',
+             f'  text         {_size(_sizes(directory, {DATAFILE})):>9}  {DATAFILE}',
              f'  checkpoints  {_size(size):>9}  {len(found)}' + (f', the latest {found[-1].name}' if found else '')
              + (f', the best {found.best.name}' if found.best else '')]
     if history.FILE in names:

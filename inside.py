@@ -4,7 +4,7 @@ something that a person can name. `look` shows them. Letters as in `ops`; T: the
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,9 @@ import reading
 import report
 from errors import checkmemory, checktext
 from properties import properties
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 LIKELIEST = 5               # characters that are kept of what might have come
 SHUT, OPEN = 0.1, 0.9       # below and above these a gate counts as saturated
@@ -32,7 +35,7 @@ class Reading:
     shares      (T,) float64: surprise, each character's negative log-likelihood in nats
     likeliest   (T, K) int: what was likeliest to come there, K = 5 or all there are, likeliest first
     chances     (T, K) float64: its probabilities
-    states      (L, H, T) float32: the neurons behind each character; None: not kept
+    states      (L, H, T) float32: the neurons behind each character; (0, H, T) where they aren't kept
     """
 
     text: str
@@ -40,10 +43,10 @@ class Reading:
     shares: np.ndarray
     likeliest: np.ndarray
     chances: np.ndarray
-    states: np.ndarray | None = None
+    states: np.ndarray
 
 
-def read(ms, text, states=False):
+def read(ms: 'ModelState', text: str, states: bool = False) -> Reading:
     """The Reading of a text by a ModelState; states: whether to keep them."""
     text, model = checktext('text', text), ms.model
     if states:
@@ -51,8 +54,8 @@ def read(ms, text, states=False):
     reading.warnofunknown(ms.charset, text, 'the text')
     codes = ms.charset.encode(text).astype(np.int64)
     first = reading.firstchances(ms.charset)
-    shares, ranked = [[-first[codes[0]]]], [_likeliest(first[None])]
-    kept = np.empty((model.layers, model.state_size, len(text)), np.float32) if states else None
+    shares, ranked = [-first[codes[:1]]], [_likeliest(first[None])]
+    kept = np.empty((model.layers if states else 0, model.state_size, len(text)), np.float32)
     done = 0
     for S, logs, known in reading.foretold(ms, codes if states else codes[:-1], codes[1:]):
         shares.append(known)
@@ -92,15 +95,15 @@ class GateValues:
     z: np.ndarray
     r: np.ndarray
 
-    def saturated(self):
+    def saturated(self) -> tuple[np.ndarray, np.ndarray]:
         """(open, shut), (L, 2, H) float64 each: the share of the characters at which a gate was above 0.9 or below 0.1; of z, then r.
 
         As in Karpathy, Johnson and Li 2015 (arXiv:1506.02078), section 4.2: there, left and right saturated.
         """
-        return tuple(np.stack([where(gate).mean(2) for gate in (self.z, self.r)], 1)
-                     for where in (lambda gate: gate > OPEN, lambda gate: gate < SHUT))
+        gates = self.z, self.r
+        return np.stack([(gate > OPEN).mean(2) for gate in gates], 1), np.stack([(gate < SHUT).mean(2) for gate in gates], 1)
 
-    def histogram(self):
+    def histogram(self) -> np.ndarray:
         """(L, 2, 10) float64: the share of all values of z, then r, in each tenth of 0 .. 1."""
         tenths = []
         for gate in (self.z, self.r):
@@ -110,7 +113,7 @@ class GateValues:
         return np.array(tenths).reshape(2, -1, BINS).swapaxes(0, 1)
 
 
-def gatevalues(ms, text):
+def gatevalues(ms: 'ModelState', text: str) -> GateValues:
     """The GateValues of a text read by a ModelState, in the precision in which it reads."""
     text, model = checktext('text', text), ms.model
     _checkmemory(model, text, 2)
@@ -148,7 +151,7 @@ class Found(NamedTuple):
     chance: float
 
 
-def find(states, text):
+def find(states: np.ndarray, text: str) -> tuple[list[Found], list[str], list[str]]:
     """(found, nothing, leftout): neurons that follow something named, strongest first; names of what none follows, and of what the text
     has too little of to tell.
 

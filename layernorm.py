@@ -7,7 +7,7 @@ import numpy as np
 
 import native
 from engine import Apply, Op, T
-from ops import _buffer, _haskernel
+from ops import buffer, haskernel
 
 EPS = 1e-5              # beside the variance, as in PyTorch's layer_norm
 
@@ -39,14 +39,14 @@ class LayerNorm(Op):
     def perform(self, node, inputs, outputs):
         S, = inputs
         _check(S)
-        _normalise(S, _buffer(outputs[0], S.shape, S.dtype))
+        _normalise(S, buffer(outputs[0], S.shape, S.dtype))
 
     def kernel(self, node):
         def work(inputs, outputs):
             S, = inputs
             _check(S)
-            native.layernorm(S, _buffer(outputs[0], S.shape, S.dtype))
-        return work if _haskernel(node) else None
+            native.layernorm(S, buffer(outputs[0], S.shape, S.dtype))
+        return work if haskernel(node) else None
 
     def pullback(self, inputs, outputs, gradients):
         return [LayerNormGrad()(inputs[0], gradients[0])]
@@ -69,7 +69,7 @@ class LayerNormGrad(Op):
         _check(S, dN)
         N = np.empty_like(S)
         scale = _normalise(S, N)
-        dS = _buffer(outputs[0], S.shape, S.dtype)
+        dS = buffer(outputs[0], S.shape, S.dtype)
         N *= np.mean(dN * N, axis=2, keepdims=True)
         np.subtract(dN, dN.mean(axis=2, keepdims=True), out=dS)
         dS -= N
@@ -79,8 +79,8 @@ class LayerNormGrad(Op):
         def work(inputs, outputs):
             S, dN = inputs
             _check(S, dN)
-            native.layernormgrad(S, dN, _buffer(outputs[0], S.shape, S.dtype))
-        return work if _haskernel(node) else None
+            native.layernormgrad(S, dN, buffer(outputs[0], S.shape, S.dtype))
+        return work if haskernel(node) else None
 
 
 def normalised(S):

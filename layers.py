@@ -6,14 +6,14 @@ Graph-building methods take and give Theano expressions and compile nothing; wha
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 import ops
 import report
 from compiled import READERS, Compiled, Settings
-from engine import T, theano
+from engine import Expression, T, theano
 from errors import checkmemory, short
 from hyperparams import HyperParams
 from layernorm import normalised
@@ -26,7 +26,9 @@ class ModelParams(Compiled):
     Parameters (get_params, set_params): float32 arrays by name. Per layer l from 0: `U{l}` (inputs, 3H), `W{l}` (H, 3H), `b{l}` (3H,),
     columns in the order z, r, h (see `ops`); the output layer's `V` (H, V) and `c` (V,); a model type adds its own.
     Initial weights are uniform within +-sqrt(1 / number of rows), biases zero (LeCun et al. 1998, Efficient BackProp, 4.6);
-    with init='orthogonal' the blocks z, r and h of every W{l} are orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
+    with init='orthogonal' the blocks z, r and h of every W{l} are orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120);
+    with 'lookup' the rows that characters look up (E, in GRUResize U0) are within +-1: of a one-hot input a single row counts, however many
+    there are, and thousands of rows within 1 / sqrt(V) look alike to the layers above.
     With layernorm=True each layer passes its states up normalised (see `layernorm`), which adds no parameters.
 
     Caches, as many numbers as parameters each: `m` + name, mean squared gradients (RMSProp, Adam, AdamW); `g` + name, mean gradients (Adam,
@@ -43,12 +45,13 @@ class ModelParams(Compiled):
     less. The text is mapped, and counts as the system's cache. benchmarks/memory.py measures it.
     """
 
+    source: str                     # what the first layer reads, see `ops.GRU`
     BIASES = ('a', 'b', 'c')        # first letters of the parameters that are not weight matrices: the cost leaves them out
     precision = 'float32'           # of the products in the graphs that are built, see `ops`
     inwaves = False                 # whether all layers are one Op in them, see `stack`
     BYCHARACTER = {'V': 1, 'c': 0}  # parameters with an entry for each character, and the axis of it; a model type adds its own
 
-    def __init__(self, vocab, layers, state_size, seed, hyper=None):
+    def __init__(self, vocab: int, layers: int, state_size: int, seed: int, hyper: HyperParams | None = None) -> None:
         """vocab: V; layers: L; state_size: H; seed (int): where the initial weights come from; hyper (HyperParams): init, layernorm and
         what `prepare` reads, None: the defaults. MemoryError for a network beyond this machine.
         """
@@ -61,7 +64,8 @@ class ModelParams(Compiled):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
         self.params, self.caches = {}, {}
         for name, shape in self.shapes.items():
-            bound = shape[0] ** -0.5
+            islookedup = hyper.init == 'lookup' and self.BYCHARACTER.get(name) == 0
+            bound = 1.0 if islookedup else shape[0] ** -0.5
             value = (np.zeros(shape, np.float32) if name[0] in self.BIASES
                      else _orthogonal(rng, state_size) if name[0] == 'W' and hyper.init == 'orthogonal'
                      else rng.uniform(-bound, bound, shape).astype(np.float32))
@@ -74,8 +78,17 @@ class ModelParams(Compiled):
         self.settings = Settings()
         self._settle(Settings.of(hyper))
 
+    @staticmethod
+    def _inputshapes(vocab, state_size):
+        """Shapes of the parameters that come before the first layer's, by name."""
+        return {}
+
+    def _firstsource(self, x):
+        """What the first layer reads, expressions, of characters x (T, B)."""
+        return [x]
+
     @classmethod
-    def shapesof(cls, vocab, layers, state_size):
+    def shapesof(cls, vocab: int, layers: int, state_size: int) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter, by name, in the order in which their initial values are drawn."""
         H = state_size
         shapes = dict(cls._inputshapes(vocab, H))
@@ -86,12 +99,13 @@ class ModelParams(Compiled):
         return {**shapes, 'V': (H, vocab), 'c': (vocab,)}
 
     @classmethod
-    def count(cls, vocab, layers, state_size):
+    def count(cls, vocab: int, layers: int, state_size: int) -> int:
         """How many numbers training adjusts."""
         return sum(math.prod(shape) for shape in cls.shapesof(vocab, layers, state_size).values())
 
     @classmethod
-    def memory(cls, vocab, layers, state_size, batchsize=1, seq_len=1, hyper=None):
+    def memory(cls, vocab: int, layers: int, state_size: int, batchsize: int = 1, seq_len: int = 1,
+               hyper: HyperParams | None = None) -> int:
         """Bytes that training as `hyper` (HyperParams, None: the defaults) has it takes, by the formula above."""
         V, L, H, characters = vocab, layers, state_size, batchsize * seq_len
         hyper = hyper or HyperParams()
@@ -104,20 +118,21 @@ class ModelParams(Compiled):
                     + (3 + 2 * len(settings.kinds)) * cls.count(V, L, H) + written + sampler + max(backward, output))
 
     @classmethod
-    def checkmemory(cls, vocab, layers, state_size, batchsize=1, seq_len=1, hyper=None):
+    def checkmemory(cls, vocab: int, layers: int, state_size: int, batchsize: int = 1, seq_len: int = 1,
+                    hyper: HyperParams | None = None) -> None:
         """MemoryError for a network, or for batches of its training as `hyper` has it, that this machine can't hold."""
         L, H = layers, state_size
         checkmemory(f'a network of {L} x {H}, {cls.count(vocab, L, H):,} parameters, in batches of {batchsize} x {seq_len} characters',
                     cls.memory(vocab, L, H, batchsize, seq_len, hyper),
                     'use a smaller state_size, batchsize or seq_len, or fewer layers')
 
-    def weights(self):
+    def weights(self) -> list[str]:
         """Names of the weight matrices, the parameters that regcost shrinks."""
         return [name for name in self.params if name[0] not in self.BIASES]
 
     # --- The optimizer ------------------------------------------------------------------------------------------
 
-    def prepare(self, hyper):
+    def prepare(self, hyper: HyperParams) -> None:
         """Make the caches those of `hyper`, HyperParams, and say so if that changes them; compiles nothing.
 
         Another optimizer starts with caches of zeros, ema switched on with the parameters as their own mean; the parameters stay.
@@ -168,13 +183,13 @@ class ModelParams(Compiled):
 
     # --- Values -------------------------------------------------------------------------------------------------
 
-    def get_params(self, averaged=True):
+    def get_params(self, averaged: bool = True) -> dict[str, np.ndarray]:
         """A dict of name -> float32 array, copies, of the parameters that generate text: with ema the averages, or with averaged=False, as
         always without ema, those that training adjusts.
         """
         return {name: self._value(shared) for name, shared in (self._reader() if averaged else self).params.items()}
 
-    def set_params(self, params):
+    def set_params(self, params: Mapping[str, np.ndarray]) -> None:
         """Replace parameters, with ema their averages too, by the arrays of a dict of name -> array; those that it leaves out stay.
 
         Raises KeyError for a name that isn't a parameter's, ValueError for a wrong shape or values that aren't numbers; then
@@ -204,11 +219,11 @@ class ModelParams(Compiled):
             if self.settings.averaged:
                 self.caches['e' + name].set_value(value)
 
-    def get_state(self):
+    def get_state(self) -> np.ndarray:
         """The hidden states (L, B, H) that the next step starts from."""
         return np.stack([self._value(s) for s in self.states])
 
-    def set_state(self, state):
+    def set_state(self, state: np.ndarray) -> None:
         """Start the next step from hidden states (L, B, H), a float32 array; ValueError for another L or H."""
         state = np.asarray(state, np.float32)
         if state.ndim != 3 or (state.shape[0], state.shape[2]) != (self.layers, self.state_size):
@@ -216,13 +231,13 @@ class ModelParams(Compiled):
         for shared, s in zip(self.states, state):
             shared.set_value(np.array(s, order='C'), borrow=True)
 
-    def arrays(self):
+    def arrays(self) -> dict[str, np.ndarray]:
         """Everything that a checkpoint keeps, a dict of name -> array: parameters, caches (`m`, `g`, `e` + name) and `state` (L, B, H)."""
         caches = {name: self._value(self.caches[name]) for name in self._cachenames()}
         return {**self.get_params(averaged=False), **caches, 'state': self.get_state()}
 
     @classmethod
-    def expected(cls, vocab, layers, state_size, batchsize, hyper=None):
+    def expected(cls, vocab: int, layers: int, state_size: int, batchsize: int, hyper: HyperParams | None = None) -> dict[str, tuple]:
         """Shape and type of each of `arrays()` when a batch has `batchsize` rows and training is as `hyper` (None: the defaults) has it: a
         dict of name -> (shape, dtype).
         """
@@ -231,7 +246,7 @@ class ModelParams(Compiled):
         shapes['state'] = (layers, batchsize, state_size)
         return {name: (shape, 'float32') for name, shape in shapes.items()}
 
-    def set_arrays(self, arrays, hyper=None, updates=0, cacheupdates=0):
+    def set_arrays(self, arrays: dict[str, np.ndarray], hyper: HyperParams | None = None, updates: int = 0, cacheupdates: int = 0) -> None:
         """Put back what `arrays()` gave where training was as `hyper` (None: the defaults) has it, and the two counts of updates.
 
         ValueError for a wrong shape, and then nothing has changed.
@@ -265,11 +280,11 @@ class ModelParams(Compiled):
         top, *others = stack(*source, *s0s, *sum(weights, []), *dropout)
         return others[:L], top, others[L:2 * L]
 
-    def passedup(self, S):
+    def passedup(self, S: np.ndarray) -> np.ndarray:
         """What the layer above, or the output layer, reads of a layer's states S (..., H), arrays both."""
         return normalised(S) if self.layernorm else S
 
-    def forward(self, x, s0):
+    def forward(self, x: Expression, s0: Expression) -> tuple[Expression, Expression]:
         """Expressions for (logits (T, B, V), laststate (L, B, H)) of characters x (T, B), integers, behind states s0 (L, B, H).
 
         Differentiable in the parameters and in s0. What Theano compiles of them takes the parameters from the processor's memory: where the
@@ -281,7 +296,8 @@ class ModelParams(Compiled):
         logits = T.dot(rows, self.params['V']) + self.params['c']
         return logits.reshape((x.shape[0], x.shape[1], self.vocab)), T.stack(lasts)
 
-    def loss(self, x, y, s0s, gradients=False, dropout=None):
+    def loss(self, x: Expression, y: Expression, s0s: Sequence, gradients: bool = False,
+             dropout: Sequence | None = None) -> tuple[Expression, Sequence]:
         """Expressions for (loss, last states): the mean negative log-likelihood of y (T, B) behind x (T, B), nats per character.
 
         s0s, last states: lists of (B, H), one a layer. `gradients=True` where the loss will be differentiated: the same, faster.
@@ -291,7 +307,7 @@ class ModelParams(Compiled):
         loss = ops.SoftmaxLoss(gradients)(top, self.params['V'], self.params['c'], y)
         return (loss[0] if gradients else loss), lasts
 
-    def cost(self, x, y, s0s, regcost):
+    def cost(self, x: Expression, y: Expression, s0s: Sequence, regcost: float) -> Expression:
         """What `trainstep` descends on, to build costs of your own beside: the loss
         + regcost / 2 * sum of the squared weight matrices / number of characters."""
         squares = sum(T.sum(T.sqr(self.params[name])) for name in self.weights())
@@ -317,13 +333,6 @@ class GRUResize(ModelParams):
 
     source = 'onehot'
     BYCHARACTER = {**ModelParams.BYCHARACTER, 'U0': 0}
-
-    @staticmethod
-    def _inputshapes(vocab, state_size):
-        return {}
-
-    def _firstsource(self, x):
-        return [x]
 
 
 MODELTYPES = {cls.__name__: cls for cls in (GRUEncode, GRUResize)}

@@ -10,9 +10,11 @@ directory that can't be written) a line says so and work goes on.
 import contextlib
 import errno
 import os
+import pathlib
 import platform
 import stat
 import time
+from collections.abc import Iterator
 
 import report
 from errors import WorkDirError, reason
@@ -21,14 +23,14 @@ from storage import openregular
 try:
     import fcntl
 except ImportError:             # Windows
-    fcntl = None
+    fcntl = None                # type: ignore[assignment]
 
 LOCKFILE = 'training.lock'
 _ATTEMPTS = 4
 
 
 @contextlib.contextmanager
-def trainlock(directory):
+def trainlock(directory: pathlib.Path) -> Iterator[None]:
     """Within the `with` block nobody else trains in `directory` (a Path); WorkDirError where somebody does already."""
     file = _lock(directory / LOCKFILE)
     try:
@@ -38,7 +40,7 @@ def trainlock(directory):
             file.close()
 
 
-def holder(directory):
+def holder(directory: pathlib.Path) -> str | None:
     """Who trains in `directory` now: 'process 4711 on laptop', or None."""
     with contextlib.suppress(OSError, AttributeError):
         with openregular(directory / LOCKFILE) as file:

@@ -1,29 +1,33 @@
 """ModelState, what a person calls: a text, a network that learns it, and a working directory that keeps both."""
 
-import contextlib
 import os
+from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import cluster
+import numpy as np
+
 import device as places
 import history
 import info
 import look
-import native
 import opening
 import reading
 import report
 import saving
 import train
-from dataset import DataSet
-from errors import CheckpointError, checkbool, checkint, checkreal, checktext, short
-from generate import Stream
-from hyperparams import FORGOOD, HyperParams, checkchoice
-from layers import MODELTYPES
-from lock import trainlock
+from checkpoint import Checkpoint, Checkpoints, WorkDir
+from dataset import CharSet, DataSet, HeldOut
+from errors import short
+from generate import Stream, TextState
+from history import Table
+from hyperparams import FORGOOD, HyperParams
+from info import Info
+from layers import MODELTYPES, ModelParams
 from opening import DATAFILE, DEFAULTTYPE
-from rounding import PRECISIONS
-from run import Run, requested, resumed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ModelState:
@@ -70,18 +74,21 @@ class ModelState:
     divided by ln 2 it is bits per character.
     """
 
-    def __init__(self, workdir, modeltype, hyper, charset, numchars, seq_len, seed, textchecksum, startedfrom=''):
+    def __init__(self, workdir: WorkDir, modeltype: str, hyper: HyperParams, charset: CharSet, numchars: int, seq_len: int, seed: int,
+                 textchecksum: str, startedfrom: str = '') -> None:
         """For initfromsrcfile() and load(), which see."""
         self.workdir, self.modeltype, self.hyper, self.charset = workdir, modeltype, hyper, charset
         self.numchars, self.seq_len, self.seed, self.textchecksum = numchars, seq_len, seed, textchecksum
-        self.startedfrom, self.checkpoint = startedfrom, None
-        self.device = places.CPU   # where the network computes
+        self.startedfrom = startedfrom
+        self.checkpoint: Checkpoint | None = None
+        self.device: places.Device = places.CPU     # where the network computes
         self.advised = {}           # what advice.Advisor has said, and when
 
     @classmethod
     def initfromsrcfile(cls, srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str = DEFAULTTYPE, *, seq_len: int = 100,
                         init_checkpoint: bool = True, encoding: str | None = None, seed: int | None = None,
-                        start_from: str | os.PathLike | None = None, verbose: bool = True, **hyper):
+                        start_from: 'str | os.PathLike | ModelState | None' = None, verbose: bool = True,
+                        **hyper: float | str) -> 'ModelState':
         """A new model for the text in `srcfile`, kept in the directory
         `workdir`.
 
@@ -124,7 +131,7 @@ class ModelState:
         return opening.new(cls, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, seed, start_from, verbose, hyper)
 
     @classmethod
-    def load(cls, workdir):
+    def load(cls, workdir: str | os.PathLike) -> 'ModelState':
         """The model kept in the directory `workdir`: its facts, charset and last
         checkpoint's facts; parameters are read when needed.
 
@@ -134,7 +141,7 @@ class ModelState:
         """
         return opening.load(cls, workdir)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         at = f'checkpoint {self.checkpoint.name}' if self.checkpoint else 'no checkpoint yet'
         return f'<ModelState {self._describe()}; {os.fspath(self.workdir.path)!r}, {at}>'
 
@@ -146,12 +153,12 @@ class ModelState:
                 f'{self.numchars:,} characters, {len(self.charset):,} different')
 
     @property
-    def hyper(self):
+    def hyper(self) -> HyperParams:
         """The HyperParams."""
         return self._hyper
 
     @hyper.setter
-    def hyper(self, hyper):
+    def hyper(self, hyper: HyperParams) -> None:
         if not isinstance(hyper, HyperParams):
             raise TypeError(f'hyper takes HyperParams, got {short(hyper)}: set one of its fields, as in ms.hyper.learnrate = 0.001')
         before = vars(self).get('_hyper', hyper)
@@ -174,19 +181,19 @@ class ModelState:
             self.model.place(device)
 
     @cached_property
-    def model(self):
+    def model(self) -> ModelParams:
         """The network (layers.ModelParams) with the parameters of the last
         checkpoint read or written, or else of the newest whole one."""
         return saving.filled(self, None, self._newmodel(), self.checkpoint)
 
     @property
-    def data(self):
+    def data(self) -> DataSet:
         """The encoded text that is trained on (DataSet), memory-mapped, once its
         checksum is found right."""
         return self._parts[0]
 
     @property
-    def heldout(self):
+    def heldout(self) -> HeldOut | None:
         """The encoded text that valid_frac holds out (HeldOut), or None."""
         return self._parts[1]
 
@@ -197,7 +204,7 @@ class ModelState:
 
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 
-    def checkpoints(self):
+    def checkpoints(self) -> Checkpoints:
         """The checkpoints, a list, oldest first, that the shell shows as a
         table.
 
@@ -207,13 +214,13 @@ class ModelState:
         """
         return self.workdir.checkpoints()
 
-    def info(self):
+    def info(self) -> Info:
         """What is in the model's directory and what state it is in: a text that
         the shell shows. Reads every file, about a second a GB."""
-        return info.describe(self, DATAFILE)
+        return info.describe(self)
 
     def restore(self, name: str | None = None, *, precision: str | None = None, device: str | None = None, threads: int | None = None,
-                verbose: bool = True):
+                verbose: bool = True) -> None:
         """Put data and parameters back from the last checkpoint, or the one
         called `name`, and compile what generates text.
 
@@ -244,27 +251,7 @@ class ModelState:
         parameters; WorkDirError where the encoded text is damaged; then
         nothing has changed.
         """
-        native.checkthreads(threads)
-        native.checkkernels()
-        verbose, device = checkbool('verbose', verbose), places.chosen(device, self.device)
-        if precision is not None:
-            checkchoice('precision', precision, PRECISIONS)
-        with report.quiet(not verbose):
-            before = vars(self).pop('_parts', None)
-            try:
-                self._parts                         # so that it is checked again
-            except BaseException:
-                if before:
-                    self._parts = before
-                raise
-            # One that is there keeps its functions.
-            self.model = model = saving.filled(self, name, vars(self).get('model') or self._newmodel())
-            self._place(device)
-            report.say(f'Restored {self.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if self.checkpoint
-                       else 'No checkpoint yet: parameters drawn from the seed.')
-            native.setthreads(threads)
-            model.read(precision)
-            model.sampletext, model.allstates
+        saving.restore(self, name, precision, device, threads, verbose)
 
     # --- Training -------------------------------------------------------------------------------------------------
 
@@ -272,7 +259,7 @@ class ModelState:
                    clear_state: bool = False, *, minutes: float | None = None, schedule: str = 'constant', warmup: int = 0,
                    end_learnrate: float | None = None, patience: int | None = None, resume: bool = False, save_every: float = 600,
                    keep: int | None = None, watch: str | None = None, device: str | None = None, devices: int | str | None = None,
-                   threads: int | None = None, verbose: bool = True):
+                   threads: int | None = None, verbose: bool = True) -> None:
         """Train for some rounds, each with a validation and a checkpoint at its
         end.
 
@@ -362,33 +349,9 @@ class ModelState:
         asked = {'num_rounds': num_rounds, 'batchsize': batchsize, 'train_len': train_len, 'valid_len': valid_len,
                  'clear_state': clear_state, 'minutes': minutes, 'schedule': schedule, 'warmup': warmup,
                  'end_learnrate': end_learnrate, 'patience': patience}
-        print_every = checkint('print_every', print_every)
-        save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
-        watch = None if watch is None else checktext('watch', watch)
-        native.checkthreads(threads)
-        native.checkkernels()
-        clear_state, verbose = checkbool('clear_state', clear_state), checkbool('verbose', verbose)
-        device = places.chosen(device, self.device, 'all' if devices is None and device != 'cpu' and cluster.count > 1 else devices)
-        cluster.checkdevices(device)
-        saving.agree(self)
+        train.train(self, asked, resume, print_every, save_every, keep, watch, device, devices, threads, verbose)
 
-        def request():
-            run, seconds = (resumed if checkbool('resume', resume) else requested)(self, asked)
-            return run.facts(), seconds
-        facts, seconds = cluster.first(request)
-        run = Run(**facts)
-        places.checkrows(run.batchsize, device)
-        MODELTYPES[self.modeltype].checkmemory(len(self.charset), self.hyper.layers, self.hyper.state_size, run.batchsize, self.seq_len,
-                                               self.hyper)
-        with report.quiet(not verbose or not cluster.isfirst()), contextlib.ExitStack() as locked:
-            cluster.first(lambda: locked.enter_context(trainlock(self.workdir.path)))
-            cluster.first(self.workdir.checkwritable)
-            native.setthreads(threads)
-            self._place(device)
-            with cluster.bound(FloatingPointError, CheckpointError):
-                train.train(self, run, seconds, clear_state, print_every, save_every, keep, watch)
-
-    def history(self):
+    def history(self) -> Table:
         """Every step's loss and every validation, a history.Table that the shell
         shows: arrays by column (`ms.history()['loss']`), rows, .steps,
         .validations, .best. The file is history.csv in the model's directory
@@ -399,7 +362,7 @@ class ModelState:
         """
         return history.read(self.workdir.path)
 
-    def plot(self, path=None, *, others=(), logx=False):
+    def plot(self, path: str | os.PathLike | None = None, *, others: Sequence[str | os.PathLike] = (), logx: bool = False) -> 'Figure':
         """Draw training and validation loss over the characters seen and over
         time, with those of `others`, working directories: see plot.plot.
 
@@ -412,7 +375,8 @@ class ModelState:
     # --- Generation -----------------------------------------------------------------------------------------------
 
     def sample(self, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
-               top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
+               top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None,
+               state: TextState | None = None) -> str | list[str]:
         """A text that the model writes: `prime` and `numchars` characters behind
         it, as a str; with `n`, a list of n such texts.
 
@@ -445,7 +409,8 @@ class ModelState:
         return [''.join(each) for each in zip([''] * stream.n, *pieces)] if stream.islist else ''.join(pieces)
 
     def stream(self, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
-               top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
+               top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None,
+               state: TextState | None = None) -> Stream:
         """The text of `sample`, which see, piece by piece while it is being
         written: an iterator over str, or with `n` over lists of n of them.
 
@@ -456,7 +421,7 @@ class ModelState:
         """
         return Stream(self, numchars, temp, seed, prime=prime, top_k=top_k, top_p=top_p, min_p=min_p, until=until, n=n, state=state)
 
-    def score(self, text: str):
+    def score(self, text: str) -> reading.Score:
         """How well the model foretells `text`, read from a zero state: a Score
         with .nats and .bits per character, and .shares, each character's.
 
@@ -465,14 +430,14 @@ class ModelState:
         """
         return reading.score(self, text)
 
-    def trackneurons(self, text: str):
+    def trackneurons(self, text: str) -> np.ndarray:
         """The states that reading `text` gives, from a zero state: a float32
         array (layer, neuron, character)."""
         return reading.trackneurons(self, text)
 
     # --- A look inside --------------------------------------------------------------------------------------------
 
-    def surprise(self, text: str):
+    def surprise(self, text: str) -> look.Surprise:
         """How surprising each character of `text` is to the model, read from a
         zero state: a look.Surprise, which the shell shows in colours, each
         shade half as likely as the one before, and what was likelier where
@@ -486,7 +451,7 @@ class ModelState:
         """
         return look.surprise(self, text)
 
-    def neurons(self, text: str, layer: int | None = None, neuron: int | None = None):
+    def neurons(self, text: str, layer: int | None = None, neuron: int | None = None) -> look.Neurons:
         """`text` in the colours of a neuron, blue where its state is negative,
         orange where it is positive: a look.Neurons.
 
@@ -505,7 +470,7 @@ class ModelState:
         """
         return look.neurons(self, text, layer, neuron)
 
-    def findneurons(self, text: str):
+    def findneurons(self, text: str) -> look.FoundNeurons:
         """Which neurons follow something that a person can name along `text`: a
         look.FoundNeurons, a list that the shell shows as a table, strongest
         first. .html(path) writes the page of neurons(text).
@@ -527,7 +492,7 @@ class ModelState:
         """
         return look.findneurons(self, text)
 
-    def gates(self, text: str):
+    def gates(self, text: str) -> look.Gates:
         """How open the gates of each layer are along `text`: a look.Gates, with
         .z and .r, update and reset gates, float32 (layer, unit, character)
         from 0 to 1, that the shell shows as a table of how often they are
@@ -537,8 +502,9 @@ class ModelState:
         return look.gates(self, text)
 
 
-def generatestring(ms, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '', top_k: int | None = None,
-                   top_p: float | None = None, min_p: float | None = None, until: str | None = None, n: int | None = None, state=None):
+def generatestring(ms: ModelState, numchars: int = 100, temp: float = 0.5, seed: int | None = None, *, prime: str = '',
+                   top_k: int | None = None, top_p: float | None = None, min_p: float | None = None, until: str | None = None,
+                   n: int | None = None, state: TextState | None = None) -> None:
     """Print a text that the model `ms` writes, while it is being written;
     Ctrl-C ends it. The arguments are ModelState.sample's.
 

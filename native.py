@@ -44,15 +44,15 @@ class Optimizer(ctypes.Structure):
 class Sampler(ctypes.Structure):
     """`rngru_sampler` of kernels/rngru.h."""
 
-    _fields_ = ([(name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps')]
-                + [(name, ctypes.c_int) for name in ('input', 'precision', 'layernorm')]
-                + [('temp', ctypes.c_double), ('top_k', ctypes.c_int64), ('top_p', ctypes.c_double), ('min_p', ctypes.c_double)]
-                + [(name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms',
-                                                        'states', 'chars', 'out', 'S', 'kept')])
+    _fields_ = [*((name, ctypes.c_int64) for name in ('L', 'H', 'K', 'N', 'n', 'steps')),
+                *((name, ctypes.c_int) for name in ('input', 'precision', 'layernorm')),
+                ('temp', ctypes.c_double), ('top_k', ctypes.c_int64), ('top_p', ctypes.c_double), ('min_p', ctypes.c_double),
+                *((name, ctypes.c_void_p) for name in ('E', 'a', 'U', 'W', 'b', 'Wv', 'c', 'allowed', 'uniforms',
+                                                       'states', 'chars', 'out', 'S', 'kept'))]
 
 
 @functools.cache
-def library():
+def library() -> ctypes.CDLL | None:
     """The kernels as a ctypes library, compiled if need be, or None where there is no way: then one line has said why."""
     wanted, threads = checkkernels(), checkthreads(None)
     if wanted == 'numpy':
@@ -66,7 +66,7 @@ def library():
     return kernels
 
 
-def checkkernels():
+def checkkernels() -> str:
     """What the environment asks for: 'native', 'numpy' or one of `compiler.NAMES`; compiles nothing.
 
     Raises ValueError for anything else, and for an instruction set that this processor lacks or the compiler is too old for.
@@ -75,7 +75,7 @@ def checkkernels():
     return wanted.lower() if wanted.lower() in ('native', 'numpy') else compiler.named(wanted)
 
 
-def load(name=None):
+def load(name: str | None = None) -> ctypes.CDLL:
     """The kernels for the instruction set of this name (None: the best one) as a ctypes library; raises as `compiler.compiled` does."""
     path = compiler.compiled(name)
     try:
@@ -87,7 +87,7 @@ def load(name=None):
     return kernels
 
 
-def setthreads(threads=None):
+def setthreads(threads: int | None = None) -> int:
     """Use `threads` threads from now on; None: RN_GRU_THREADS or as many as the process may use. Their number.
 
     Raises TypeError or ValueError for what is no number of threads.
@@ -102,7 +102,7 @@ def setthreads(threads=None):
     return kernels.rngru_set_threads(threads)
 
 
-def checkthreads(threads):
+def checkthreads(threads: int | None) -> int:
     """The number of threads asked for by argument or environment as an int, 0: none asked for."""
     if threads is not None:
         return checkint('threads', threads, 1, MAXTHREADS)
@@ -114,21 +114,22 @@ def checkthreads(threads):
     return checkint('RN_GRU_THREADS', int(given), 1, MAXTHREADS)
 
 
-def describe():
+def describe() -> str:
     """What computes: 'AVX2 kernels, 2 threads' or 'NumPy'."""
     kernels = library()
     if kernels is None:
         return 'NumPy'
     threads = kernels.rngru_get_threads()
-    return f'{kernels.rngru_isa().decode()} kernels, {threads} thread{"s" * (threads != 1)}'
+    return f'{kernels.rngru_isa().decode()} kernels, {report.counted(threads, "thread")}'
 
 
-def accelerates(precision):
+def accelerates(precision: str) -> bool:
     """Whether this processor multiplies operands of `precision` faster than those of float32, and the kernels make use of it."""
-    return library() is not None and bool(library().rngru_accelerates(PRECISIONS.index(precision)))
+    kernels = library()
+    return kernels is not None and bool(kernels.rngru_accelerates(PRECISIONS.index(precision)))
 
 
-def trainable(precision):
+def trainable(precision: str) -> str:
     """The precision that a model of hyperparameter `precision` computes in here: the same, or float32 where that is faster; then one line
     says so, once."""
     if precision == 'float32' or accelerates(precision):
@@ -139,7 +140,7 @@ def trainable(precision):
     return 'float32'
 
 
-def profile():
+def profile() -> dict[str, float]:
     """Seconds by phase of the kernels' calls since the last call of this function, a dict; the first call starts the clocks.
     NumPy has none: {}."""
     kernels = library()

@@ -1,29 +1,37 @@
 """Where a ModelState comes from: a text, of which one is made, or the directory that keeps one."""
 
 import inspect
+import os
 import secrets
+from typing import TYPE_CHECKING
 
 import cluster
 import report
 import saving
 import startfrom
+from advice import unlike
 from checkpoint import WorkDir
 from dataset import CharSet
 from encode import checksource, encodefile
-from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, short
-from hyperparams import HyperParams, checkgiven, checknames, nearest
+from errors import CheckpointError, WorkDirError, checkbool, checkint, checkpath, nearest, short
+from hyperparams import HyperParams, checkgiven, checknames
 from layers import MODELTYPES
-from report import lossline
+from report import counted, lossline
 from run import MOST
 from storage import filechecksum, loadfacts, savefacts
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 DATAFILE = 'text-v1.npy'            # the encoded text; its format version stands in its name
 DEFAULTTYPE = type('Default', (str,), {})('GRUEncode')      # a default that can be told from the same name given
 UNTRAINED_STEPS, UNTRAINED_ROWS = 50, 8
 
 
-def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, seed, start_from, verbose, hyper):
-    """The ModelState of `ModelState.initfromsrcfile`, which see; kind: that class, hyper: a dict of hyperparameters.
+def new(kind: type['ModelState'], srcfile: str | os.PathLike, workdir: str | os.PathLike, modeltype: str, seq_len: int,
+        init_checkpoint: bool, encoding: str | None, seed: int | None, start_from: 'str | os.PathLike | ModelState | None', verbose: bool,
+        given: dict) -> 'ModelState':
+    """The ModelState of `ModelState.initfromsrcfile`, which see; kind: that class, given: a dict of hyperparameters.
 
     Of several processes (`cluster`) process 0 makes it, and the others load it.
     """
@@ -32,7 +40,7 @@ def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, s
 
         def make():
             with cluster.alone():
-                made.append(new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, seed, start_from, verbose, hyper))
+                made.append(new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, seed, start_from, verbose, given))
         cluster.first(make)
         return made[0] if made else load(kind, workdir)
     if not isinstance(modeltype, str) or modeltype not in MODELTYPES:
@@ -41,8 +49,8 @@ def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, s
     srcfile, asked, modeltype = checkpath('srcfile', srcfile), modeltype is not DEFAULTTYPE, str(modeltype)
     directory = WorkDir(checkpath('workdir', workdir))
     init_checkpoint, verbose = checkbool('init_checkpoint', init_checkpoint), checkbool('verbose', verbose)
-    checknames(hyper, inspect.signature(kind.initfromsrcfile).parameters)
-    given, hyper = hyper, HyperParams(**hyper)
+    checknames(given, inspect.signature(kind.initfromsrcfile).parameters)
+    hyper = HyperParams(**given)
     seq_len = checkint('seq_len', seq_len, 1, MOST)
     if start_from is None:
         checkgiven(given)
@@ -61,8 +69,8 @@ def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, s
         charset, data, numundecodable = encodefile(srcfile, directory.path / DATAFILE, seq_len, encoding,
                                                    start_from.charset.chars if start_from else '')
         if numundecodable:
-            report.say(f'{numundecodable:,} undecodable place{"s" * (numundecodable != 1)} in {srcfile}, read as U+FFFD: another '
-                       'encoding= may suit it better.')
+            report.say(f'{counted(numundecodable, "undecodable place")} in {srcfile}, read as U+FFFD: another encoding= may suit it '
+                       'better.')
         ms = kind(directory, modeltype, hyper, charset, data.numchars, seq_len, seed, filechecksum(directory.path / DATAFILE),
                   startfrom.origin(start_from) if start_from else '')
         ms._parts = data.split(hyper.valid_frac)
@@ -72,6 +80,8 @@ def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, s
             'modeltype': modeltype, 'hyper': hyper.facts(), 'charset': charset.facts(), 'numchars': ms.numchars,
             'seq_len': seq_len, 'seed': seed, 'textchecksum': ms.textchecksum, 'startedfrom': ms.startedfrom})
         report.say(f'{ms._describe()}.')
+        if ms.heldout and (advice := unlike(data.codes, ms.heldout.codes, len(charset))):
+            report.say(advice)
         if start_from:
             startfrom.takeover(ms, start_from)
         if init_checkpoint:
@@ -85,7 +95,7 @@ def new(kind, srcfile, workdir, modeltype, seq_len, init_checkpoint, encoding, s
     return ms
 
 
-def load(kind, workdir):
+def load(kind: type['ModelState'], workdir: str | os.PathLike) -> 'ModelState':
     """The ModelState of `ModelState.load`, which see; kind: that class."""
     directory = WorkDir(checkpath('workdir', workdir))
     statefile = directory.statefile()

@@ -29,17 +29,21 @@ from engine import Apply, Disconnected, Op, T, isdisconnected
 from rounding import OPERANDS
 
 
-def _buffer(storage, shape, dtype):
+def buffer(storage, shape, dtype):
     """The array to write an output into: last call's, where it fits (fresh pages cost as much as the arithmetic)."""
     if storage[0] is None or storage[0].shape != shape or storage[0].dtype != dtype or not storage[0].flags.c_contiguous:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = np.empty(size + 64, np.uint8)
+        try:
+            memory = np.empty(size + 64, np.uint8)
+        except MemoryError:
+            raise MemoryError(f'there is no memory for an array of {size / 1e6:,.0f} MB: use a smaller batchsize, seq_len or network'
+                              ) from None
         start = -memory.ctypes.data % 64        # whole cache lines: 1 to 2 % of a step
         storage[0] = memory[start:start + size].view(dtype).reshape(shape)
     return storage[0]
 
 
-def _haskernel(node):
+def haskernel(node):
     """Whether the native kernels compute this node: all but float64, which only proofs use."""
     return native.library() is not None and all(i.type.dtype in ('float32', 'int32') for i in node.inputs)
 
@@ -85,8 +89,8 @@ class GRU(Op):
         (steps, B), H = source[0].shape[:2], W.shape[0]
         _checklayer(source, s0, U, W, b)
         operand = OPERANDS[self.precision]
-        S = _buffer(outputs[0], (steps, B, H), s0.dtype)
-        G = _buffer(outputs[2], (steps, B, 3 * H), s0.dtype)
+        S = buffer(outputs[0], (steps, B, H), s0.dtype)
+        G = buffer(outputs[2], (steps, B, 3 * H), s0.dtype)
         self._project(source, U, b, G.reshape(-1, 3 * H))
         ZR, h = G[:, :, :2 * H], G[:, :, 2 * H:]
         ZR *= 0.2                               # the hard sigmoid's 0.2 v + 0.5, here for all steps, below in the weights
@@ -115,10 +119,10 @@ class GRU(Op):
             source, (s0, U, W, b) = inputs[:-4], inputs[-4:]
             _checklayer(source, s0, U, W, b)
             shape = (*source[0].shape[:2], len(W))
-            S, G = _buffer(outputs[0], shape, s0.dtype), _buffer(outputs[2], (*shape[:2], 3 * len(W)), s0.dtype)
+            S, G = buffer(outputs[0], shape, s0.dtype), buffer(outputs[2], (*shape[:2], 3 * len(W)), s0.dtype)
             native.gruforward(self.source, self.precision, inputs, S, G)
             outputs[1][0] = S[-1].copy()
-        return work if _haskernel(node) else None
+        return work if haskernel(node) else None
 
     def _project(self, source, U, b, out):
         """x U + b for every character, into out (T B, 3H)."""
@@ -201,7 +205,7 @@ class GRUGrad(Op):
             ds += sums
         dG, S_prev = dG.reshape(-1, 3 * H), S_prev.reshape(-1, H)
         (ds0_out, dU_out, dW_out, db_out) = outputs[-4:]
-        dU, dW = _buffer(dU_out, U.shape, dtype), _buffer(dW_out, W.shape, dtype)
+        dU, dW = buffer(dU_out, U.shape, dtype), buffer(dW_out, W.shape, dtype)
         ds0_out[0], db_out[0] = ds, dG.sum(axis=0)
         dW[:, :2 * H] = np.dot(operand(S_prev).T, dG[:, :2 * H])
         S_prev *= r.reshape(-1, H)
@@ -209,7 +213,7 @@ class GRUGrad(Op):
         if self.source == 'vectors':
             X = source[0]
             np.dot(operand(X.reshape(-1, U.shape[0])).T, dG, out=dU)
-            dX = _buffer(outputs[0], X.shape, dtype)
+            dX = buffer(outputs[0], X.shape, dtype)
             np.dot(dG, operand(U).T, out=dX.reshape(-1, U.shape[0]))
             return
         chars, dP = _sumbychar(source[0], dG)
@@ -222,7 +226,7 @@ class GRUGrad(Op):
             np.dot(rows.T, dP, out=dU)
             drows = np.dot(dP, U.T)
             drows *= 1 - rows * rows
-            dE = _buffer(outputs[0], E.shape, dtype)
+            dE = buffer(outputs[0], E.shape, dtype)
             dE[:] = 0
             dE[chars] = drows
             outputs[1][0] = drows.sum(axis=0)
@@ -232,9 +236,9 @@ class GRUGrad(Op):
             *inputs, S, G, dS = inputs
             _checkgradient(inputs, S, G, dS)
             reals = inputs[-len(outputs):]
-            gradients = [_buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs, reals)]
+            gradients = [buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs, reals)]
             native.grubackward(self.source, self.precision, inputs, S, G, dS, gradients)
-        return work if _haskernel(node) else None
+        return work if haskernel(node) else None
 
 
 def _checklayer(source, s0, U, W, b):
@@ -308,7 +312,7 @@ class SoftmaxLoss(Op):
         block = min(M, self.ROWS, max(self.LOGITS // len(c), len(V)))
         memory = np.empty((block, len(c)), np.result_type(S, V))
         if self.gradients:
-            dS, dV = (_buffer(storage, i.shape, S.dtype) for storage, i in zip(outputs[1:], (S3, V)))
+            dS, dV = (buffer(storage, i.shape, S.dtype) for storage, i in zip(outputs[1:], (S3, V)))
             dS, dc = dS.reshape(S.shape), np.zeros_like(c)
             part = np.empty_like(dV) if block < M else None
         for start in range(0, M, block):
@@ -337,9 +341,9 @@ class SoftmaxLoss(Op):
     def kernel(self, node):
         def work(inputs, outputs):
             _checkoutput(*inputs)
-            gradients = [_buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs[1:], inputs)]
+            gradients = [buffer(storage, i.shape, i.dtype) for storage, i in zip(outputs[1:], inputs)]
             outputs[0][0] = np.asarray(native.softmaxloss(*inputs, gradients))
-        return work if _haskernel(node) else None
+        return work if haskernel(node) else None
 
     def pullback(self, inputs, outputs, gradients):
         if any(not isdisconnected(g) for g in gradients[1:]):

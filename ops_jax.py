@@ -80,12 +80,12 @@ def bfloat16(array):
     return array.astype(jnp.bfloat16) if array.dtype == jnp.float32 else array
 
 
-def asis(array):
+def _asis(array):
     """What float32 makes of an operand: nothing."""
     return array
 
 
-OPERANDS = {'float32': asis, 'bfloat16': bfloat16}      # what an operand of a product becomes, as in `rounding`
+OPERANDS = {'float32': _asis, 'bfloat16': bfloat16}      # what an operand of a product becomes, as in `rounding`
 
 
 def dot(subscripts, a, b):

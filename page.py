@@ -10,11 +10,16 @@ import html
 import json
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from colours import AMOUNT, SIGNED, Scale, glyph, ink, name
+from colours import AMOUNT, SIGNED, Scale, ink
+from terminal import glyph, name
+
+if TYPE_CHECKING:
+    from inside import Found, Reading
 
 WEB = pathlib.Path(__file__).parent / 'web'
 MOSTBYTES = 100e6           # of a page: browsers bear some hundreds of megabytes, people less,
@@ -30,16 +35,16 @@ class Group(NamedTuple):
     values: np.ndarray      # (units, T)
 
 
-def page(title, about, reading, groups=(), found=(), start=None):
-    """The page, a str: a title, lines about what it shows, an inside.Reading, whose surprise is shown where it has one, Groups, the
-    inside.Found to offer, and (layer, neuron) to begin with.
+def page(title: str, about: Sequence[str], text: str, reading: 'Reading | None' = None, groups: Sequence[Group] = (),
+         found: 'Sequence[Found]' = (), start: tuple[int, int] | None = None) -> str:
+    """The page, a str: a title, lines about what it shows, the text, its inside.Reading, whose surprise is shown, Groups, the inside.Found
+    to offer, and (layer, neuron) to begin with.
 
     Values are stored in 255 steps. ValueError where the page would be too large.
     """
-    text = reading.text
     checksize(len(text), sum(len(group.values) for group in groups))
     chars = dict.fromkeys(text)
-    if reading.shares is not None:
+    if reading:
         chars.update(dict.fromkeys(reading.chars[i] for i in np.unique(reading.likeliest)))
     where = {char: i for i, char in enumerate(chars)}
     index = '<u2' if len(where) <= 1 << 16 else '<u4'
@@ -48,7 +53,7 @@ def page(title, about, reading, groups=(), found=(), start=None):
             'groups': [{'name': group.name, 'units': len(group.values), 'signed': group.scale is SIGNED,
                         'values': _base64(np.rint(group.values * 127), 'i1') if group.scale is SIGNED
                         else _base64(np.rint(group.values * 255), 'u1')} for group in groups]}
-    if reading.shares is not None:
+    if reading:
         tochars = np.array([where.get(char, 0) for char in reading.chars])
         data.update(shares=_base64(reading.shares, '<f4'), likeliest=_base64(tochars[reading.likeliest], index),
                     chances=_base64(np.rint(reading.chances * 65535), '<u2'))
@@ -60,7 +65,7 @@ def page(title, about, reading, groups=(), found=(), start=None):
     return re.sub(r'\{(\w+)\}', lambda found: parts[found[1]], whole)            # in one pass: nothing is looked for in what is put in
 
 
-def checksize(numchars, units):
+def checksize(numchars: int, units: int) -> None:
     """ValueError for a page of so many characters, with the values of so many units at each, that is too large."""
     size = (EACH + 4 / 3 * units) * numchars
     if size > MOSTBYTES or numchars > MOSTCHARS:
@@ -106,19 +111,19 @@ def _signs(line):
 
 # ---- for a notebook
 
-def snippet(above, text, levels, scale, titles, below):
+def snippet(above: Sequence[str], text: str, levels: Iterable[int], scale: Scale, titles: Sequence[str], below: Sequence[str]) -> str:
     """HTML without scripts or styles of its own, which notebooks would drop: lines, the text in the levels' colours, a character's title
     under the pointer, lines."""
     parts = []
     for char, level, title in zip(text, levels, titles):
         colour = scale.colour(int(level), False)
-        style = f' style="background:{_css(colour)};color:{_css(ink(colour))}"' if level else ''
+        style = f' style="padding:2px 0;background:{_css(colour)};color:{_css(ink(colour))}"' if level else ''
         parts.append(f'<span title="{html.escape(_signs(title))}"{style}>{html.escape(glyph(char)[0])}</span>' + '\n' * (char == '\n'))
-    return (f'<div style="background:#fff;color:#1b1d22;padding:8px">{_lines(above)}<pre style="background:#fff;color:#1b1d22;white-space:'
-            f'pre-wrap;overflow-wrap:anywhere;line-height:1.5">{"".join(parts)}</pre>{_lines(below)}</div>')
+    return (f'<div style="background:#fff;color:#1b1d22;padding:8px">{_lines(above)}<pre style="background:#fff;color:#1b1d22;font-family:'
+            f'monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5">{"".join(parts)}</pre>{_lines(below)}</div>')
 
 
-def table(heads, rows, below):
+def table(heads: Sequence[str], rows: Sequence[Sequence], below: Sequence[str]) -> str:
     """HTML of a table, and lines below it."""
     cells = ''.join('<tr>' + ''.join(f'<td>{html.escape(str(each))}</td>' for each in row) + '</tr>' for row in rows)
     return (f'<table><thead><tr>{"".join(f"<th>{html.escape(head)}</th>" for head in heads)}</tr></thead><tbody>{cells}</tbody></table>'

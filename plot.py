@@ -3,12 +3,17 @@
 import io
 import math
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import report
 from errors import checkbool, checkpath, short
 from history import Table, read
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT = 'training.png'                    # where there is no display to show it on
 SUFFIXES = ('.png', '.svg', '.pdf')
@@ -19,7 +24,8 @@ LINES = 1000                                # a line of more points is drawn as 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 
 
-def plot(histories, path=None, *, logx=False):
+def plot(histories: str | os.PathLike | Table | Sequence[str | os.PathLike | Table], path: str | os.PathLike | None = None, *,
+         logx: bool = False) -> 'Figure':
     """Draw training and validation losses over the characters seen and over
     the time of training; the matplotlib Figure.
 
@@ -74,6 +80,8 @@ def plot(histories, path=None, *, logx=False):
             report.say(f'No display here: the plot is in {os.path.abspath(DEFAULT)}')
         else:
             pyplot.show()
+            if 'inline' in pyplot.get_backend():
+                _shownonce(figure)
     return figure
 
 
@@ -104,6 +112,18 @@ def _save(figure, path):
     figure.savefig(image, format=os.path.splitext(path)[1][1:].lower(), dpi=DOTS)
     with open(path, 'wb') as file:
         file.write(image.getbuffer())
+
+
+def _shownonce(figure):
+    """In a notebook pyplot shows a figure in its cell: as the value of that cell it isn't shown again, as that of a later one it is."""
+    from IPython import display, get_ipython
+    cell = getattr(get_ipython(), 'execution_count', None)
+
+    def show():
+        if get_ipython().execution_count != cell:
+            del figure._ipython_display_
+            display.display(figure)
+    figure._ipython_display_ = show
 
 
 # ---- drawing

@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 
 from errors import short
 
-# The path first, so that what comes behind it can be found.
+# The path first, so that what comes behind it can be found; ours before a program's own, which may have a module of the same name.
+HERE = os.path.dirname(os.path.abspath(__file__))
 _CHILD = 'import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import processes; processes.serve()'
 
 
@@ -36,20 +38,20 @@ class Processes(Executor):
     the process ended otherwise, with the reason.
     """
 
-    def __init__(self, workers, environment=()):
+    def __init__(self, workers: int, environment: Mapping[str, str] | tuple = ()) -> None:
         self.environment = {**os.environ, **dict(environment)}
         self.threads = ThreadPoolExecutor(workers)      # one waits for each process
         self.lock, self.running, self.isstopped = threading.Lock(), set(), False
 
-    def submit(self, function, /, *arguments):
+    def submit(self, function: Callable, /, *arguments: object) -> Future:  # type: ignore[override]  # takes no keywords
         """A Future of function(*arguments), all of which pickle."""
-        return self.threads.submit(self._call, pickle.dumps(sys.path) + pickle.dumps((function, arguments)))
+        return self.threads.submit(self._call, pickle.dumps([HERE, *sys.path]) + pickle.dumps((function, arguments)))
 
-    def shutdown(self, wait=True, *, cancel_futures=False):
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As of any executor."""
         self.threads.shutdown(wait, cancel_futures=cancel_futures)
 
-    def stop(self):
+    def stop(self) -> None:
         """Begin no other call, and have those under way end as at a Ctrl-C."""
         with self.lock:
             self.isstopped = True
@@ -57,7 +59,7 @@ class Processes(Executor):
                 with contextlib.suppress(OSError):
                     process.stdin.close()
 
-    def kill(self):
+    def kill(self) -> None:
         """The same, at once."""
         with self.lock:
             self.isstopped = True
@@ -105,7 +107,7 @@ def _ending(code):
     return f'was ended by {name}' + (' (where nobody did it, the machine ran out of memory)' if name == 'SIGKILL' else '')
 
 
-def serve():
+def serve() -> None:
     """In the process: carry out the call that standard input tells, answer on standard output; what is printed goes to standard error."""
     signal.signal(signal.SIGINT, signal.default_int_handler)        # ignored where the caller runs in a shell's background
     answers = os.fdopen(os.dup(1), 'wb')

@@ -18,7 +18,7 @@ _DOUBLE = re.compile(r'(?:\\.|[^"\\])*+(?=")', re.DOTALL)
 _OF_INTEREST = re.compile('["\'#/' + re.escape(OPENING + CLOSING) + ''.join(PAIRS) + r']|\n(?=[ \t]*\n)')
 
 
-def properties(text):
+def properties(text: str) -> dict[str, np.ndarray]:
     """A dict of name -> (T,) float64, of what varies in a text and is there at all, T its characters.
 
     in quotes             1 or 0. "..." and typographic marks to the closing one, in prose at most to the next empty line, in a program (see

@@ -7,21 +7,30 @@
 import os
 import sys
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)        # while ours are imported: a person's program may be called train.py, or have a report.py beside it
 try:
+    import report
     from cluster import join
     from dataset import CharSet, DataSet
-    from errors import RNGRUError
+    from errors import CheckpointError, RNGRUError, TextError, WorkDirError
     from model import HyperParams, ModelState, generatestring
     from trials import tryhyper
 except ImportError as error:
     if __name__ != '__main__' or error.name not in (None, 'numpy', 'pytensor', 'theano', 'tqdm'):   # None: RN_GRU_ENGINE is wrong
         raise
-    way = (f'. Type `make shell` in the project\'s directory, which installs what is needed and opens the shell, or `{sys.executable} -m '
-           'pip install -r requirements.txt`.' if error.name else '.')
+    pip = (f'`{sys.executable} -m pip install -r requirements.txt`' if sys.prefix != sys.base_prefix
+           else 'go into a virtual environment and `pip install -r requirements.txt`')       # elsewhere many systems refuse it
+    way = (f". Type `make shell` in the project's directory, which installs what is needed and opens the shell, or {pip}."
+           if error.name else '.')
     print(f'RN-GRU: {error}{way}', file=sys.stderr, flush=True)
     os._exit(1)                 # sys.exit would print a traceback under `python3 -i`
+finally:
+    sys.path.remove(HERE)
 
-__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet', 'RNGRUError']
+# What others may rely on: these, what they have without an underscore, and so what their methods give.
+__all__ = ['ModelState', 'HyperParams', 'generatestring', 'tryhyper', 'join', 'CharSet', 'DataSet',
+           'RNGRUError', 'TextError', 'WorkDirError', 'CheckpointError']
 
 if __name__ == '__main__':
     if sys.argv[1:]:
@@ -30,6 +39,7 @@ if __name__ == '__main__':
         if not sys.flags.interactive:           # else the prompt comes
             sys.exit(code)
     elif sys.flags.interactive:
+        sys.excepthook = report.complain
         print("RN-GRU. A new model   ms = ModelState.initfromsrcfile('file.txt', 'workingdir')\n"
               "        an old one    ms = ModelState.load('workingdir')\n"
               '        train         ms.trainmodel(valid_len=50, print_every=100)\n'

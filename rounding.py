@@ -1,5 +1,7 @@
 """Precisions: what weights, and the vectors that they multiply, are rounded to. NumPy's side of it; the kernels do the same."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 PRECISIONS = 'float32', 'bfloat16', 'int8'      # in the order of kernels/rngru.h
@@ -7,7 +9,7 @@ LEAST = np.float32(1e-30)       # a column of int8 weights whose greatest is no 
 POINTS = 63                     # of int8 vectors, on each side of 0: two products of 127 x (63 + 64) fit 16 bits, as instructions add them
 
 
-def rounded(array, precision):
+def rounded(array: np.ndarray, precision: str) -> np.ndarray:
     """A matrix of weights (K, columns) as it multiplies in this precision: float32 of the same shape.
 
     'bfloat16': each weight the nearest float32 whose lower 16 bits are 0, of two the one with an even upper half. 'int8': the nearest of
@@ -20,7 +22,7 @@ def rounded(array, precision):
     return bfloat16(array) if precision == 'bfloat16' else array
 
 
-def bfloat16(array):
+def bfloat16(array: np.ndarray) -> np.ndarray:
     """The nearest bfloat16 (8 bits of mantissa) of each float32 number, of two the even one, as float32; other types, with which gradients
     are proved, stay as they are."""
     if array.dtype != np.float32:
@@ -30,15 +32,15 @@ def bfloat16(array):
     return (nearest & np.uint32(0xffff0000)).view(np.float32)
 
 
-def asis(array):
+def _asis(array: np.ndarray) -> np.ndarray:
     """What float32 makes of an operand: nothing."""
     return array
 
 
-OPERANDS = {'float32': asis, 'bfloat16': bfloat16}      # what an operand of a product becomes, element by element
+OPERANDS = {'float32': _asis, 'bfloat16': bfloat16}      # what an operand of a product becomes, element by element
 
 
-def product(weights, precision, most=None):
+def product(weights: np.ndarray, precision: str, most: np.ndarray | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """The function x (n, K) -> x @ weights in this precision, weights (K, columns) float32.
 
     int8 rounds x to the nearest of 127 points of [-m, m]; most (n, 1): the m of each, no less than |x|; None: its own greatest.

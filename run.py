@@ -7,9 +7,13 @@ have ended.
 import inspect
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
 
-from errors import checkint, checkreal, short
-from hyperparams import nearest
+from errors import checkchoice, checkint, checkreal, short
+
+if TYPE_CHECKING:
+    from checkpoint import Checkpoint, WorkDir
+    from model import ModelState
 
 SCHEDULES = ('constant', 'linear', 'cosine', 'plateau')
 MOST = 2 ** 63 - 1      # of a number in a run
@@ -36,12 +40,12 @@ class Run:
     since: int = 0              # and the validations since then
     halvings: int = 0           # of the rate, by 'plateau'
 
-    def facts(self):
+    def facts(self) -> dict:
         """The run as plain values, for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def fromfacts(cls, facts):
+    def fromfacts(cls, facts: dict) -> Self:
         """The run that `facts()` told of; ValueError where the facts are none."""
         try:
             run = cls(**facts)
@@ -59,26 +63,26 @@ class Run:
         return run
 
     @property
-    def rounds(self):
+    def rounds(self) -> int:
         """How many rounds the run has."""
         return -(-self.steps // max(self.train_len, 1))
 
     @property
-    def round(self):
+    def round(self) -> int:
         """The steps of the round in hand, at the end of which it is validated."""
         return min(self.train_len, self.steps - self.validated * self.train_len)
 
     @property
-    def left(self):
+    def left(self) -> int:
         """The steps of it that are still to be made."""
         return self.validated * self.train_len + self.round - self.done
 
     @property
-    def isover(self):
+    def isover(self) -> bool:
         """Whether nothing is left to do: all rounds are done, or patience has run out."""
         return self.validated == self.rounds or 0 < self.patience <= self.since
 
-    def learnrate(self, peak):
+    def learnrate(self, peak: float) -> float:
         """The next step's learning rate, where the hyperparameter says `peak`.
 
         It rises to `peak` in `warmup` equal steps. Then 'constant' keeps it; 'linear' and 'cosine' (half a period; Loshchilov and Hutter
@@ -96,7 +100,7 @@ class Run:
             return max(peak * 0.5 ** self.halvings, min(self.end_learnrate, peak))
         return peak
 
-    def validate(self, loss):
+    def validate(self, loss: float) -> None:
         """The round in hand has ended with this validation loss."""
         self.validated += 1
         if loss < self.best:
@@ -107,7 +111,7 @@ class Run:
             self.halvings += 1
 
 
-def requested(ms, asked):
+def requested(ms: 'ModelState', asked: dict) -> tuple[Run, float | None]:
     """(the Run that a dict of trainmodel's arguments asks for, seconds that it shall take or None).
 
     With seconds the Run has no steps yet: `planned` gives it some. TypeError or ValueError where an argument is wrong or contradicts
@@ -119,8 +123,7 @@ def requested(ms, asked):
     minutes = None if minutes is None else checkreal('minutes', minutes, 0, islowallowed=False)
     end = None if end is None else checkreal('end_learnrate', end, 0)
     patience = 0 if patience is None else checkint('patience', patience, 1, MOST)
-    if not isinstance(schedule, str) or schedule not in SCHEDULES:
-        raise ValueError(f'schedule takes one of {", ".join(map(repr, SCHEDULES))}, got {short(schedule)}{nearest(schedule, SCHEDULES)}')
+    schedule = checkchoice('schedule', schedule, SCHEDULES)
     if end is not None and schedule == 'constant':
         raise ValueError(f"end_learnrate={end:g} does nothing with schedule='constant': leave it out, or choose 'linear', 'cosine' "
                          "or 'plateau'")
@@ -132,7 +135,7 @@ def requested(ms, asked):
         raise ValueError(f'valid_len={valid_len} does nothing here, since validation is on all of the {ms.heldout.numchars:,} characters '
                          'that valid_frac holds out: leave it out')
     bestlast = bool(ms.heldout and (minutes or patience))
-    run = Run(0, train_len, int(asked['batchsize']), valid_len, str(schedule), warmup, end or 0.0, patience, bestlast)
+    run = Run(0, train_len, int(asked['batchsize']), valid_len, schedule, warmup, end or 0.0, patience, bestlast)
     if minutes is not None:
         return run, 60 * minutes
     train_len = train_len or epochsteps
@@ -140,7 +143,7 @@ def requested(ms, asked):
     return _checked(replace(run, train_len=train_len, steps=num_rounds * train_len, valid_len=valid_len)), None
 
 
-def resumed(ms, asked):
+def resumed(ms: 'ModelState', asked: dict) -> tuple[Run, None]:
     """(the Run that the last checkpoint stands in, None); asked: a dict of arguments that must be as they are by default.
 
     ValueError where there is none to finish.
@@ -162,14 +165,14 @@ def resumed(ms, asked):
     return run, None
 
 
-def isended(workdir, last):
+def isended(workdir: 'WorkDir', last: 'Checkpoint') -> bool:
     """Whether the run that the Checkpoint `last`, a WorkDir's latest, stands in has ended as it was meant to."""
     run, best = Run.fromfacts(last.facts['run']), workdir.scan()[0].best
     # One that ends on the best checkpoint has still to go back, where that isn't the last one or its copy.
     return run.isover and (not run.bestlast or 'copyof' in last.facts or best is None or best.name == last.name)
 
 
-def planned(run, seconds, stepseconds, validationseconds, validationsteps):
+def planned(run: Run, seconds: float, stepseconds: float, validationseconds: float, validationsteps: int) -> Run:
     """`run` with as many steps as `seconds` allow, and, where nothing else was asked for, rounds whose validations take a twentieth of them
     at most.
 

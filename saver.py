@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +12,15 @@ import cluster
 import history
 import report
 import saving
+from checkpoint import Checkpoint
 from errors import CheckpointError, WorkDirError, reason
 from history import History
 from report import counted
+from run import Run
+
+if TYPE_CHECKING:
+    from model import ModelState
+    from train import Interrupts
 
 FLUSH_EVERY = 5             # seconds, of the history
 
@@ -26,20 +34,22 @@ class Saver:
     keep: how many of the rounds' checkpoints to keep besides the best one; None: all.
     """
 
-    def __init__(self, ms, run, save_every, keep):
+    def __init__(self, ms: 'ModelState', run: Run, save_every: float, keep: int | None) -> None:
         self.ms, self.run, self.save_every, self.keep = ms, run, save_every, keep
         self.history = History(ms.workdir.path / history.FILE)
         self.last = self.flushed = time.monotonic()
         self.start = self.last - ms.model.seconds
         self.losses = []            # of the steps that no checkpoint holds yet
-        self.error = self.historyerror = None           # why the last checkpoint, or rows of the history, could not be written
+        # Why the last checkpoint, or rows of the history, could not be written.
+        self.error: Exception | None = None
+        self.historyerror: Exception | None = None
 
-    def addstep(self, loss, *rest, place):
+    def addstep(self, loss: float, *rest: float, place: tuple) -> None:
         """A step's row of the history; place: updates, epoch, position and characters behind it."""
         self.losses.append(loss)
         self._add('step', place, loss, *rest)
 
-    def addvalidation(self, loss, learnrate):
+    def addvalidation(self, loss: float, learnrate: float | None) -> None:
         """A validation's row of the history, where the network stands now."""
         model = self.ms.model
         self._add('validation', (model.updates, model.epoch, model.pos, model.characters), loss, learnrate)
@@ -53,7 +63,7 @@ class Saver:
         if now - self.flushed > FLUSH_EVERY:
             self.flush()
 
-    def flush(self, sync=False):
+    def flush(self, sync: bool = False) -> None:
         """Write the history's rows; where the disk refuses, they wait for the next time."""
         self.flushed = time.monotonic()
         try:
@@ -67,11 +77,11 @@ class Saver:
             self.historyerror = error
 
     @property
-    def isdue(self):
+    def isdue(self) -> bool:
         """Whether the last checkpoint is `save_every` seconds old and steps were made since."""
         return bool(self.save_every and self.losses and time.monotonic() - self.last >= self.save_every)
 
-    def write(self, loss, losskind, **facts):
+    def write(self, loss: float, losskind: str, **facts: object) -> Checkpoint | None:
         """Write a checkpoint of the network as it is; the Checkpoint, or None where the disk refused."""
         if not cluster.isshared():
             return self._write(loss, losskind, **facts)
@@ -119,11 +129,11 @@ class Saver:
             return gone > 0
         return False
 
-    def writetraining(self):
+    def writetraining(self) -> Checkpoint | None:
         """Write one without a validation: its loss is the mean training loss of the steps since the last checkpoint."""
         return self.write(float(np.mean(self.losses)), 'training')
 
-    def close(self):
+    def close(self) -> None:
         """At the training's end: CheckpointError where the last checkpoint could not be written."""
         if self.error:
             step = f'batchsize={self.ms.model.get_state().shape[1]}, train_len=1{"" if self.ms.heldout else ", valid_len=1"}'
@@ -135,16 +145,16 @@ class Saver:
 class Control:
     """What a person and a clock ask of a training between its steps."""
 
-    def __init__(self, interrupts, saver):
+    def __init__(self, interrupts: 'Interrupts', saver: Saver) -> None:
         self.interrupts, self.saver, self.meetings = interrupts, saver, cluster.Meetings()
         self._stop = False
 
     @property
-    def stop(self):
+    def stop(self) -> bool:
         """Whether to stop, for a Ctrl-C: of several processes, in any of them, and known to all."""
         return self._stop if cluster.isshared() else self.interrupts.asked
 
-    def behind(self, settle=lambda: None):
+    def behind(self, settle: Callable[[], None] = lambda: None) -> None:
         """To be called behind each step, of a validation too: writes a checkpoint where one is due, behind settle()."""
         granted = self.meetings.behind(self.interrupts.asked, self.saver.isdue)
         if granted:

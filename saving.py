@@ -4,34 +4,42 @@ import hashlib
 import math
 from dataclasses import asdict
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import cluster
+import device as places
+import native
+import report
 from checkpoint import KINDS, Checkpoint
 from dataset import trainchars
-from errors import CheckpointError, WorkDirError, checkint, checkreal, short
+from errors import CheckpointError, WorkDirError, checkbool, checkchoice, checkint, checkreal, short
 from hyperparams import FORGOOD, HyperParams
-from layers import MODELTYPES
+from layers import MODELTYPES, ModelParams
+from rounding import PRECISIONS
 from run import MOST, Run
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 COUNTS = 'updates', 'cacheupdates', 'characters'        # of the network, 0 in checkpoints that were written before there were any
 
 
-def identity(ms):
+def _identity(ms: 'ModelState') -> str:
     """What tells this model's checkpoints from another's whose shapes are the same: a SHA-256."""
     facts = repr((ms.modeltype, ms.charset.chars, ms.textchecksum, ms.seq_len))
     return hashlib.sha256(facts.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
-def training(ms, checkpoint):
+def training(ms: 'ModelState', checkpoint: Checkpoint) -> tuple[HyperParams, int]:
     """(HyperParams, batch size) of a checkpoint; CheckpointError where it doesn't belong to this model."""
     try:
         hyper = HyperParams(**checkpoint.facts['hyper'])
         for name in FORGOOD:
             if getattr(hyper, name) != getattr(ms.hyper, name):
                 raise ValueError(f'it is of a model with {name}={getattr(hyper, name)}')
-        if checkpoint.facts.get('model', identity(ms)) != identity(ms):             # the first ones had none
+        if checkpoint.facts.get('model', _identity(ms)) != _identity(ms):             # the first ones had none
             raise ValueError('it was trained on another text')
         batchsize = checkint('batchsize', checkpoint.facts['batchsize'], 1, MOST)
         for count in COUNTS:
@@ -49,7 +57,7 @@ def training(ms, checkpoint):
         raise CheckpointError(f'the checkpoint {checkpoint.name} is damaged or of another model ({error}): restore another') from error
 
 
-def filled(ms, name, model, first=None):
+def filled(ms: 'ModelState', name: str | None, model: ModelParams, first: Checkpoint | None = None) -> ModelParams:
     """`model` with the checkpoint called `name`, or None: with `first` or the newest whole one, or else as the seed has it.
 
     Raises before anything has changed; CheckpointError also where the seed isn't where the first parameters came from.
@@ -78,13 +86,38 @@ def filled(ms, name, model, first=None):
     return model
 
 
+def restore(ms: 'ModelState', name: str | None, precision: str | None, device: str | None, threads: int | None, verbose: bool) -> None:
+    """What `ModelState.restore` does."""
+    native.checkthreads(threads)
+    native.checkkernels()
+    verbose, place = checkbool('verbose', verbose), places.chosen(device, ms.device)
+    if precision is not None:
+        checkchoice('precision', precision, PRECISIONS)
+    with report.quiet(not verbose):
+        before = vars(ms).pop('_parts', None)
+        try:
+            ms._parts                           # so that it is checked again
+        except BaseException:
+            if before:
+                ms._parts = before
+            raise
+        # One that is there keeps its functions.
+        ms.model = model = filled(ms, name, vars(ms).get('model') or ms._newmodel())
+        ms._place(place)
+        report.say(f'Restored {ms.checkpoint.name}: epoch {model.epoch}, position {model.pos}.' if ms.checkpoint
+                   else 'No checkpoint yet: parameters drawn from the seed.')
+        native.setthreads(threads)
+        model.read(precision)
+        model.sampletext, model.allstates
+
+
 def _expected(ms, checkpoint):
     """Shapes and types of the arrays that the checkpoint must have; CheckpointError where it doesn't belong to this model."""
     hyper, batchsize = training(ms, checkpoint)
     return MODELTYPES[ms.modeltype].expected(len(ms.charset), hyper.layers, hyper.state_size, batchsize, hyper)
 
 
-def write(ms, loss, losskind, **facts):
+def write(ms: 'ModelState', loss: float, losskind: str, **facts: object) -> Checkpoint:
     """Write a checkpoint of the network as it is; the Checkpoint. losskind: 'validation', 'training' or 'untrained'.
 
     A 'training' one takes the place of the 'training' one that the network has come through; one that restore() has left
@@ -100,9 +133,9 @@ def write(ms, loss, losskind, **facts):
     slot = before and (before.name if before.kind == 'training' else before.facts.get('slot'))
     if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays.values()):
         raise FloatingPointError(diverged(ms))
-    ms.checkpoint = ms.workdir.writecheckpoint(
+    checkpoint = ms.checkpoint = ms.workdir.writecheckpoint(
         loss, model.epoch, model.pos,
-        {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': ms.hyper.facts(), 'model': identity(ms), 'slot': slot,
+        {'losskind': losskind, 'batchsize': arrays['state'].shape[1], 'hyper': ms.hyper.facts(), 'model': _identity(ms), 'slot': slot,
          **{count: getattr(model, count) for count in COUNTS}, 'seconds': model.seconds, **facts},
         arrays)
     if losskind == 'training':
@@ -111,17 +144,17 @@ def write(ms, loss, losskind, **facts):
             chain.append(found[slot])
             slot = found[slot].facts.get('slot')
         ms.workdir.remove(reversed(chain))                              # the oldest first, so that a kill leaves no link missing
-    return ms.checkpoint
+    return checkpoint
 
 
-def agree(ms):
+def agree(ms: 'ModelState') -> None:
     """Make the network, its place in the text, the hyperparameters and the last checkpoint those of process 0, in all processes that train
     together (`cluster`). Raises what process 0 meets in reading them, WorkDirError where another process has not its model.
     """
     if not cluster.isshared():
         return
     told = cluster.first(lambda: _tell(ms))
-    own = ms.modeltype, ms.seed, identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)
+    own = ms.modeltype, ms.seed, _identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)
     same = cluster.gather([list(own) == told['own']])
     if others := [str(i) for i, (each,) in enumerate(same) if not each]:
         raise WorkDirError(f"process {', '.join(others)} of {cluster.count} has another model or text in '{ms.workdir.path}' than process "
@@ -141,22 +174,22 @@ def agree(ms):
 
 def _tell(ms):
     ms.model.prepare(ms.hyper)
-    return {'own': [ms.modeltype, ms.seed, identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)], 'hyper': ms.hyper.facts(),
+    return {'own': [ms.modeltype, ms.seed, _identity(ms), *(getattr(ms.hyper, name) for name in FORGOOD)], 'hyper': ms.hyper.facts(),
             'counts': {name: getattr(ms.model, name) for name in (*COUNTS, 'epoch', 'pos', 'seconds')},
             'batchsize': ms.model.get_state().shape[1], 'checkpoint': sent(ms.checkpoint)}
 
 
-def sent(checkpoint):
+def sent(checkpoint: Checkpoint | None) -> dict | None:
     """A Checkpoint, or None, as process 0 tells the others of it."""
-    return checkpoint and {**asdict(checkpoint), 'time': checkpoint.time.isoformat()}
+    return {**asdict(checkpoint), 'time': checkpoint.time.isoformat()} if checkpoint else None
 
 
-def received(told):
+def received(told: dict | None) -> Checkpoint | None:
     """The Checkpoint, or None, that `sent` told of."""
-    return told and Checkpoint(**{**told, 'time': datetime.fromisoformat(told['time'])})
+    return Checkpoint(**{**told, 'time': datetime.fromisoformat(told['time'])}) if told else None
 
 
-def diverged(ms, updates=None, epoch=None, pos=None):
+def diverged(ms: 'ModelState', updates: int | None = None, epoch: int | None = None, pos: int | None = None) -> str:
     """The sentence for a network whose numbers are none any more, here or behind the update at that place."""
     if updates is None:
         updates, epoch, pos = ms.model.updates, ms.model.epoch, ms.model.pos

@@ -110,7 +110,7 @@ def _compiled(capability):
     if not nvcc:
         raise FileNotFoundError
     flags = ['-O3', '-std=c++17', f'-arch=sm_{capability.replace(".", "")}', '-Xcompiler', '-fPIC', '-I', jax.ffi.include_dir()]
-    made = repr((nvcc, compiler._run(nvcc, '--version'), jaxlib.__version__, flags, SOURCE.read_bytes()))
+    made = repr((nvcc, compiler.run(nvcc, '--version'), jaxlib.__version__, flags, SOURCE.read_bytes()))
     directory = Path(engine.theano.config.base_compiledir, 'rn-gru')
     path = directory / f'grustack-{hashlib.sha256(made.encode()).hexdigest()[:20]}.so'
     if not path.exists():
@@ -119,7 +119,7 @@ def _compiled(capability):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as temporary:
             target = os.path.join(temporary, path.name)
-            compiler._run(nvcc, *flags, '-shared', str(SOURCE), '-o', target)
+            compiler.run(nvcc, *flags, '-shared', str(SOURCE), '-o', target)
             os.replace(target, path)            # whole or not at all, whoever else compiles
         report.say(f'Compiled the GPU kernel with {nvcc} in {time.perf_counter() - start:.1f} s.')
     return path

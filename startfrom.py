@@ -1,13 +1,18 @@
 """What a new model takes over from the one that it goes on from: `start_from` of ModelState.initfromsrcfile."""
 
 import os
+from typing import TYPE_CHECKING
 
 import report
+from checkpoint import WorkDir
 from errors import CheckpointError, WorkDirError, checkpath, short
 from hyperparams import HyperParams
 
+if TYPE_CHECKING:
+    from model import ModelState
 
-def opened(kind, start_from, workdir):
+
+def opened(kind: type['ModelState'], start_from: 'str | os.PathLike | ModelState', workdir: WorkDir) -> 'ModelState':
     """The ModelState to go on from, its network in memory; nothing is written and nothing compiled.
 
     kind: the class ModelState. start_from: such a model, or the directory of one, whose newest whole checkpoint counts.
@@ -28,7 +33,7 @@ def opened(kind, start_from, workdir):
     return other
 
 
-def settings(other, modeltype, hyper):
+def settings(other: 'ModelState', modeltype: str, hyper: dict) -> tuple[str, HyperParams]:
     """(modeltype, HyperParams) of a model that goes on from `other`: its own, but for those of the dict `hyper`.
 
     Raises ValueError where another network is asked for than the other's.
@@ -41,12 +46,12 @@ def settings(other, modeltype, hyper):
     return other.modeltype, HyperParams(**{**other.hyper.facts(), **hyper})
 
 
-def origin(other):
+def origin(other: 'ModelState') -> str:
     """In words, for the new model's facts: which model it goes on from, and from where in that one's training."""
     return f'{other.workdir.path.name!r} at epoch {other.model.epoch}, position {other.model.pos}'
 
 
-def takeover(ms, other):
+def takeover(ms: 'ModelState', other: 'ModelState') -> None:
     """Give the fresh network of `ms` the parameters of `other`; those of characters that `other` lacks stay as they were drawn.
 
     The entries of characters, which the charsets number differently, are moved: BYCHARACTER of the model type tells their axis.

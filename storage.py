@@ -18,6 +18,8 @@ import secrets
 import stat
 import time
 import zlib
+from io import BufferedReader
+from typing import Self
 
 from errors import WorkDirError, reason
 
@@ -50,16 +52,16 @@ class Staged:
     Left without `publish()`, or by an exception, the `with` block removes it: `path` is what it was.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: pathlib.Path) -> None:
         self.path, self.temp = path, _tempfor(path)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         _sweep(self.path.parent)
         _writing.add(self.temp.name)
         self.file = open(self.temp, 'xb')
         return self
 
-    def publish(self):
+    def publish(self) -> None:
         """Give the file its name; when this returns, it is on the disk for good. Raises OSError when the disk refuses."""
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -67,7 +69,7 @@ class Staged:
         os.replace(self.temp, self.path)
         syncdir(self.path.parent)
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         try:
             with contextlib.suppress(OSError):      # on a full disk closing fails as writing did
                 self.file.close()
@@ -81,7 +83,7 @@ def _tempfor(path):
     return path.with_name(f'.{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp')
 
 
-def removepair(facts):
+def removepair(facts: pathlib.Path) -> None:
     """Remove a facts file and the arrays beside it; where that is broken off, _sweep finishes it.
 
     The facts get a temporary file's name first: in one step there is no such checkpoint any more. Raises OSError.
@@ -93,7 +95,7 @@ def removepair(facts):
     temp.unlink()
 
 
-def syncdir(path):
+def syncdir(path: str | os.PathLike) -> None:
     """Make the directory's newest names last through a power loss (Windows can't open directories)."""
     if os.name == 'nt':
         return
@@ -107,13 +109,13 @@ def syncdir(path):
         os.close(handle)
 
 
-def isourtemp(name):
+def isourtemp(name: str) -> bool:
     """Whether `name` is that of a temporary file which this process made."""
     match = _TEMP.fullmatch(name)
-    return bool(match) and match['host'] == _HOST and int(match['pid']) == os.getpid()
+    return match is not None and match['host'] == _HOST and int(match['pid']) == os.getpid()
 
 
-def isanytemp(name):
+def isanytemp(name: str) -> bool:
     """Whether `name` is that of a temporary file, whoever made it."""
     return bool(_TEMP.fullmatch(name))
 
@@ -150,7 +152,7 @@ def _isdead(temp, host, pid):
     return False
 
 
-def openregular(path):
+def openregular(path: str | os.PathLike) -> BufferedReader:
     """The file at `path`, open for reading; OSError where it is no regular file. A named pipe in its place would wait for ever."""
     def opener(path, flags):
         handle = os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
@@ -161,13 +163,13 @@ def openregular(path):
     return open(path, 'rb', opener=opener)
 
 
-def filechecksum(path):
+def filechecksum(path: str | os.PathLike) -> str:
     """The SHA-256, in hexadecimal, of the file at `path`: about a second a GB."""
     with openregular(path) as file:
         return filedigest(file)
 
 
-def filedigest(file):
+def filedigest(file: BufferedReader) -> str:
     """The same, of an open file, from where it stands to its end."""
     digest, buffer = newdigest(), memoryview(bytearray(CHUNK))
     while size := file.readinto(buffer):
@@ -177,7 +179,7 @@ def filedigest(file):
 
 # ---- facts: a pickle of plain values
 
-def savefacts(path, facts):
+def savefacts(path: str | os.PathLike, facts: dict) -> None:
     """Write a dict of plain values to the file `path`, which a crash leaves as it was or as it should be.
 
     facts: dict with str keys; values dict, list, tuple, str, int, float, bool, None, bytes, nested up to 50 deep;
@@ -190,7 +192,7 @@ def savefacts(path, facts):
         staged.publish()
 
 
-def loadfacts(path):
+def loadfacts(path: str | os.PathLike) -> dict:
     """The dict that savefacts wrote to `path`, 'format' included; runs nothing, whatever the file holds.
 
     Raises WorkDirError when it is damaged (one changed bit is enough), not ours or of a newer format, FileNotFoundError
@@ -219,7 +221,7 @@ def loadfacts(path):
     return facts
 
 
-def dumpfacts(facts):
+def dumpfacts(facts: dict) -> bytes:
     """The bytes that savefacts writes: a pickle of protocol 4 and its checksum, which unpicklers skip. Raises as savefacts does."""
     if type(facts) is not dict:
         raise TypeError(f'facts must be a dict, not {type(facts).__name__}')
@@ -228,7 +230,7 @@ def dumpfacts(facts):
     return seal(data)
 
 
-def seal(data):
+def seal(data: bytes) -> bytes:
     """The bytes with their checksum behind them, as a facts file of any format has it."""
     return data + newdigest(data).digest()
 
@@ -323,7 +325,7 @@ def _readfacts(data):
     return stack[0]
 
 
-def checkformat(path, found, error):
+def checkformat(path: str | os.PathLike, found: object, error: type[Exception]) -> None:
     if type(found) is not int or not 1 <= found < 2**31:
         raise ValueError('it has no format version')
     if found > FORMAT:

@@ -5,20 +5,27 @@ import math
 import signal
 import threading
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 import cluster
+import device as places
+import native
 import reading
 import report
 import saving
 from advice import Advisor
-from errors import WorkDirError, reason
+from errors import CheckpointError, WorkDirError, checkbool, checkint, checkreal, checktext, reason
 from generate import Stream
+from layers import MODELTYPES
+from lock import trainlock
 from report import counted, lossline
-from run import Run, planned
+from run import Run, planned, requested, resumed
 from saver import Control, Saver
+
+if TYPE_CHECKING:
+    from model import ModelState
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 MEASURE = 1.5                               # seconds, before a run that is planned by time
@@ -29,7 +36,7 @@ class Interrupts:
 
     asked = False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.before = None
         if threading.current_thread() is threading.main_thread():       # elsewhere Python allows no handlers
             self.before = signal.signal(signal.SIGINT, self._handle)
@@ -42,16 +49,45 @@ class Interrupts:
         with contextlib.suppress(RuntimeError):         # it came while the progress bar was being written
             report.say('\nCtrl-C: stopping after this step (again: at once) ...')
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
 
 
-def train(ms, run, seconds, clear_state, print_every, save_every, keep, watch=None):
-    """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None.
+def train(ms: 'ModelState', asked: dict, resume: bool, print_every: int, save_every: float, keep: int | None, watch: str | None,
+          device: str | None, devices: int | str | None, threads: int | None, verbose: bool) -> None:
+    """What `ModelState.trainmodel` does; asked: a dict of those of its arguments that say what the run is, which `run` checks.
 
-    The other arguments are `ModelState.trainmodel`'s, checked.
+    Of several processes (`cluster`) process 0 checks, locks the directory and tells the others what the run is.
     """
+    print_every = checkint('print_every', print_every)
+    save_every, keep = checkreal('save_every', save_every, 0), None if keep is None else checkint('keep', keep, 1)
+    watch = None if watch is None else checktext('watch', watch)
+    native.checkthreads(threads)
+    native.checkkernels()
+    clear_state, verbose = checkbool('clear_state', asked['clear_state']), checkbool('verbose', verbose)
+    place = places.chosen(device, ms.device, 'all' if devices is None and device != 'cpu' and cluster.count > 1 else devices)
+    cluster.checkdevices(place)
+    saving.agree(ms)
+
+    def request():
+        run, seconds = (resumed if checkbool('resume', resume) else requested)(ms, asked)
+        return run.facts(), seconds
+    facts, seconds = cluster.first(request)
+    run, hyper = Run(**facts), ms.hyper
+    places.checkrows(run.batchsize, place)
+    MODELTYPES[ms.modeltype].checkmemory(len(ms.charset), hyper.layers, hyper.state_size, run.batchsize, ms.seq_len, hyper)
+    with report.quiet(not verbose or not cluster.isfirst()), contextlib.ExitStack() as locked:
+        cluster.first(lambda: locked.enter_context(trainlock(ms.workdir.path)))
+        cluster.first(ms.workdir.checkwritable)
+        native.setthreads(threads)
+        ms._place(place)
+        with cluster.bound(FloatingPointError, CheckpointError):
+            _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watch)
+
+
+def _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watch):
+    """Carry out `run`; seconds: what it may take, compilation included, where it is still to be planned, else None."""
     start = time.monotonic()
     model, data, hyper = ms.model, ms.data, ms.hyper
     model.prepare(hyper)
@@ -184,12 +220,12 @@ def _change(kind, before, loss):
     return f', {abs(loss - before):.4f} {"less" if loss <= before else "more"} than before{" training" * (kind == "untrained")}'
 
 
-def advance(pos, epoch, epochsteps):
-    """(pos, epoch) behind one step. Where pos is 0, states are to be `rolled` before the next one."""
+def _advance(pos: int, epoch: int, epochsteps: int) -> tuple[int, int]:
+    """(pos, epoch) behind one step. Where pos is 0, states are to be `_rolled` before the next one."""
     return (pos + 1, epoch) if pos + 1 < epochsteps else (0, epoch + 1)
 
 
-def rolled(state):
+def _rolled(state: np.ndarray | list[np.ndarray]) -> np.ndarray:
     """States, a list of arrays (B, H) or their stack, at an epoch's end: row i goes on where row i - 1 stopped, so that each walks through
     the whole text."""
     return np.roll(state, 1, axis=-2)
@@ -227,9 +263,9 @@ def _step(ms, run, epochsteps):
     model, batch = ms.model, ms.data.batch(ms.model.pos, run.batchsize)
     learnrate, start, size, at = run.learnrate(ms.hyper.learnrate), time.perf_counter(), batch[0].size, (model.epoch, model.pos)
     told = model.trainstep(*batch, ms.hyper, learnrate)
-    model.pos, model.epoch = advance(model.pos, model.epoch, epochsteps)
+    model.pos, model.epoch = _advance(model.pos, model.epoch, epochsteps)
     if not model.pos:
-        model.set_state(rolled(model.get_state()))
+        model.set_state(_rolled(model.get_state()))
     model.characters += size
     run.done += 1
     return Step(*told, learnrate, size, start, at, (model.updates, model.epoch, model.pos, model.characters))
@@ -238,16 +274,16 @@ def _step(ms, run, epochsteps):
 class Accounts:
     """What is kept and said of a round's steps; of each, on a device that computes by itself, while the next one is under way."""
 
-    def __init__(self, ms, saver, advisor, progress):
+    def __init__(self, ms: 'ModelState', saver: Saver, advisor: Advisor, progress: report.Progress) -> None:
         self.ms, self.saver, self.advisor, self.progress = ms, saver, advisor, progress
         self.losses, self.open, self.last = [], [], 0.0
 
-    def enter(self, step):
+    def enter(self, step: Step) -> None:
         """A step was made."""
         self.open.append(step)
         self.settle(1 if self.ms.device.runson else 0)
 
-    def settle(self, left=0):
+    def settle(self, left: int = 0) -> None:
         """Close the accounts of all steps but the last `left`."""
         while len(self.open) > left:
             step = self.open.pop(0)
@@ -258,7 +294,7 @@ class Accounts:
             speed, self.last = step.size / (now - max(step.start, self.last)), now
             self.losses.append(loss)
             self.saver.addstep(loss, step.learnrate, gradnorm, clipped, speed, place=step.place)
-            self.advisor.step(loss, clipped, step.learnrate)
+            self.advisor.step(clipped, step.learnrate)
             self.progress.step(np.mean(self.losses[-100:]))
 
 
@@ -290,8 +326,8 @@ def _losses(ms, run, epochsteps):
     pos, epoch, state, total = model.pos, model.epoch, model.get_state(), 0.0
     for i in range(run.valid_len):
         loss, state = model.evaluate(*ms.data.batch(pos, run.batchsize), state)
-        pos, epoch = advance(pos, epoch, epochsteps)
-        state = state if pos else rolled(state)
+        pos, epoch = _advance(pos, epoch, epochsteps)
+        state = state if pos else _rolled(state)
         total += loss
         yield total / (i + 1)
 
@@ -332,4 +368,4 @@ def _printsample(ms, step):
     if report.verbose:
         seed = np.random.SeedSequence(ms.seed, spawn_key=(1, ms.model.epoch, ms.model.pos))
         text = ''.join(Stream(ms, SAMPLE_CHARS, SAMPLE_TEMP, seed))
-        report.say(f'--- sample at step {step:,} ---\n{text}\n---')
+        report.say(f'--- sample at step {step:,} ---\n{text}\n---', isfolded=False)

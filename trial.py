@@ -13,8 +13,9 @@ import warnings
 import history
 import report
 from checkpoint import WorkDir
-from errors import RNGRUError, WorkDirError, short
+from errors import RNGRUError, WorkDirError, sentence, short
 from grid import GRID, HYPER, RUN, nameof
+from history import Table
 from hyperparams import HyperParams
 from model import ModelState
 from run import isended
@@ -36,7 +37,7 @@ class Trial:
     'diverged' or 'failed') and why, a sentence for the last two.
     """
 
-    def __init__(self, directory, setting, fixed, checksum):
+    def __init__(self, directory: pathlib.Path, setting: dict, fixed: dict, checksum: str) -> None:
         """directory: the path of what all trials are in; fixed: a dict of what
         holds for all; checksum: the text's."""
         self.name, self.setting = nameof(setting), setting
@@ -46,14 +47,14 @@ class Trial:
         self.facts = {'setting': self.full, 'text': checksum, 'encoding': fixed.get('encoding')}
         self.state, self.loss, self.rate, self.why, self.steps = 'waiting', math.nan, math.nan, '', 0
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'<Trial {self.name}: {self.state}, loss {self.loss:.4f}, {str(self.workdir)!r}>'
 
-    def load(self):
+    def load(self) -> ModelState:
         """Its model, the ModelState of its last checkpoint, to go on from."""
         return ModelState.load(self.workdir)
 
-    def read(self):
+    def read(self) -> None:
         """Take state and loss from its directory; WorkDirError where that is of
         another trial."""
         self.state = 'waiting'
@@ -84,30 +85,30 @@ class Trial:
         self.rate = facts['characters'] / seconds if seconds else math.nan
 
     @property
-    def isended(self):
+    def isended(self) -> bool:
         """Whether there is nothing left to do."""
         return self.state in ('done', 'diverged')
 
-    def history(self):
+    def history(self) -> Table:
         """Its steps and validations, a history.Table, empty before any."""
         try:
             return history.read(self.workdir)
         except FileNotFoundError:
-            return history.Table({'updates': []})
+            return history.empty()
 
-    def latest(self):
+    def latest(self) -> tuple[int, float]:
         """(updates so far, the last loss in its history), (0, NaN) before any."""
         try:
             return history.latest(self.workdir) or (0, math.nan)
         except (OSError, RNGRUError):
             return 0, math.nan
 
-    def rank(self):
+    def rank(self) -> tuple:
         """What trials are sorted by: done before not done, a lower loss before a
         higher one."""
         return self.state != 'done', math.isnan(self.loss), self.loss if math.isfinite(self.loss) else 0.0
 
-    def task(self, srcfile, fixed, threads):
+    def task(self, srcfile: str, fixed: dict, threads: int | None) -> dict:
         """What `runtrial` takes, plain values."""
         options = {'threads': threads, **{name: fixed[name] for name in ('save_every', 'keep') if name in fixed}}
         new = {'encoding': fixed.get('encoding'), **{name: self.full[name] for name in (*HYPER, 'modeltype', 'seq_len', 'seed')}}
@@ -119,7 +120,7 @@ class Trial:
 
 # --- Carrying it out ----------------------------------------------------------------------------------------------------
 
-def runtrial(task):
+def runtrial(task: dict) -> dict:
     """Begin a trial, or finish it: what an executor is given to call, with a task of `Trial.task`.
 
     Gives a dict: 'why' it failed, a sentence, or ''; 'isinterrupted', whether a Ctrl-C ended it; 'warnings', what should not go unnoticed.
@@ -163,8 +164,3 @@ def _achieved(checkpoint):
     """What a trial has come to with this checkpoint, its last validation's, for a file and for the table."""
     return {'loss': checkpoint.loss, 'characters': checkpoint.facts.get('characters', 0),
             'seconds': float(checkpoint.facts.get('seconds', 0))}
-
-
-def sentence(error):
-    """What an exception says, in one line."""
-    return ' '.join(str(error).split()) or ('there is not enough memory' if isinstance(error, MemoryError) else type(error).__name__)

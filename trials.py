@@ -6,8 +6,12 @@
 
 import math
 import os
+import pathlib
 import time
 import types
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +20,7 @@ import report
 from checkpoint import WorkDir
 from dataset import DataSet
 from encode import checksource, survey
-from errors import RNGRUError, WorkDirError, checkbool, checkint, checkpath, reason, short
+from errors import RNGRUError, WorkDirError, checkbool, checkint, checkpath, reason, sentence, short
 from grid import GRID, RUN, settingsof
 from layers import MODELTYPES
 from processes import Processes
@@ -24,14 +28,17 @@ from report import counted
 from run import requested
 from storage import filechecksum
 from train import Interrupts
-from trial import Trial, runtrial, sentence
+from trial import Trial, runtrial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURE = 'trials.png'
 BLAS = 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'         # what NumPy's products go by
 
 
-def tryhyper(srcfile, workdir, grid, *, workers: int | None = None, threads: int | None = None, executor=None, verbose: bool = True,
-             **fixed):
+def tryhyper(srcfile: str | os.PathLike, workdir: str | os.PathLike, grid: dict | list, *, workers: int | None = None,
+             threads: int | None = None, executor: Executor | None = None, verbose: bool = True, **fixed: Any) -> 'Trials':
     """Train a model for each setting of a grid, several at a time, and tell
     which did best; the Trials.
 
@@ -140,7 +147,7 @@ def _checktext(trials, srcfile, fixed):
 
 # --- Carrying them out ----------------------------------------------------------------------------------------------------
 
-def shares(count, workers=None, threads=None):
+def shares(count: int, workers: int | None = None, threads: int | None = None) -> tuple[int, int]:
     """(workers, threads of each) for so many trials: as asked, or all cores, in equal parts."""
     cores = native.checkthreads(None) or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
     workers = min(workers or cores, count)
@@ -154,7 +161,7 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
         native.library()                        # compiled once, if need be, and not by each
         executor = Processes(workers, {name: str(threads) for name in BLAS if name not in os.environ})
         report.say(f'{counted(len(trials), "trial")}, {workers} at a time, {counted(threads, "thread")} each.')
-    watch, left = Watch(trials), {}
+    monitor, left = Monitor(trials), {}
     try:
         with Interrupts() as interrupts:
             for trial in trials:
@@ -163,7 +170,7 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
                 try:
                     future = executor.submit(runtrial, trial.task(srcfile, fixed, threads))
                 except RuntimeError as error:   # shut down, or broken by another trial
-                    watch.ended(trial, {'why': f'it could not be begun ({reason(error)})'})
+                    monitor.ended(trial, {'why': f'it could not be begun ({reason(error)})'})
                     continue
                 left[future] = trial
                 if future.done() and _result(future).get('isinterrupted'):         # it ran right here, and so did Ctrl-C
@@ -171,7 +178,7 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
             isstopped = False
             while left:
                 for future in [future for future in left if future.done()]:
-                    watch.ended(left.pop(future), _result(future))
+                    monitor.ended(left.pop(future), _result(future))
                 if interrupts.asked and not isstopped:
                     isstopped = True
                     for future in left:
@@ -179,10 +186,10 @@ def _carryout(trials, srcfile, fixed, workers, threads, executor):
                     if own:
                         executor.stop()
                 if left:
-                    watch.look()
+                    monitor.look()
                     time.sleep(0.05)
     finally:
-        watch.close()
+        monitor.close()
         for future in left:
             future.cancel()
         if own:
@@ -200,10 +207,10 @@ def _result(future):
     return {'isinterrupted': True} if isinstance(error, KeyboardInterrupt) else {'why': sentence(error)}
 
 
-class Watch:
+class Monitor:
     """Shows how far the trials under way are, by the ends of their histories, and tells how each ended."""
 
-    def __init__(self, trials):
+    def __init__(self, trials: Sequence[Trial]) -> None:
         self.trials, self.count, self.before = list(trials), 0, time.monotonic()
         self.done = {trial: min(trial.latest()[0], trial.steps) for trial in trials}
         self.progress, total = None, sum(trial.steps for trial in trials) - sum(self.done.values())
@@ -211,7 +218,7 @@ class Watch:
             self.progress = report.Progress(counted(len(trials), 'trial'), total, round(np.mean([
                 trial.full['batchsize'] * trial.full['seq_len'] for trial in trials])))
 
-    def look(self):
+    def look(self) -> None:
         """At most once in a second."""
         if self.progress and time.monotonic() - self.before > 1:
             self.before, count, losses = time.monotonic(), 0, []
@@ -223,7 +230,7 @@ class Watch:
             if count:
                 self.progress.step(min(losses, default=math.nan), count)
 
-    def ended(self, trial, result):
+    def ended(self, trial: Trial, result: dict) -> None:
         """This trial came to an end, with what `runtrial` gave."""
         why = result.get('why')
         try:
@@ -237,9 +244,9 @@ class Watch:
         if trial.state != 'waiting':
             self.count += 1
             report.say(f'{self.count}/{len(self.trials)} {trial.name}: {trial.state}' + (
-                f', {trial.why}' if trial.why else f', validation loss {lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
+                f', {trial.why}' if trial.why else f', validation loss {_lossof(trial)} nats/char' if math.isfinite(trial.loss) else ''))
 
-    def close(self):
+    def close(self) -> None:
         """Take the progress bar away."""
         if self.progress:
             self.progress.close()
@@ -247,21 +254,21 @@ class Watch:
 
 # --- What comes of them ---------------------------------------------------------------------------------------------------
 
-class Trials(list):
+class Trials(list[Trial]):
     """The Trials of a grid, the lowest validation loss first: a list that
     shows itself as a table."""
 
-    def __init__(self, trials, workdir):
+    def __init__(self, trials: Iterable[Trial], workdir: pathlib.Path) -> None:
         """workdir: the path of the directory that theirs are in."""
         super().__init__(trials)
         self.workdir = workdir
 
     @property
-    def best(self):
+    def best(self) -> Trial | None:
         """The Trial that is done with the lowest validation loss, or None."""
         return min((trial for trial in self if trial.state == 'done'), key=Trial.rank, default=None)
 
-    def plot(self, path=None, *, most=7, logx=False):
+    def plot(self, path: str | os.PathLike | None = None, *, most: int = 7, logx: bool = False) -> 'Figure':
         """Draw the training and validation losses of the `most` best trials: see
         plot.plot; the matplotlib Figure.
 
@@ -281,7 +288,7 @@ class Trials(list):
             raise ValueError('no trial has learnt anything yet')
         return plot.plot(drawn[:checkint('most', most, 1)], path, logx=logx)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if not self:
             return 'No trials.'
         values = {name: [trial.setting.get(name, trial.full[name]) for trial in self] for name in GRID
@@ -289,7 +296,7 @@ class Trials(list):
         varying = {name: column for name, column in values.items() if any(value != column[0] for value in column)}
         table = [['rank', 'loss', *varying, 'characters/s', 'state']]
         for i, trial in enumerate(self):
-            table.append([f'{i + 1}' if trial.state == 'done' else '', lossof(trial),
+            table.append([f'{i + 1}' if trial.state == 'done' else '', _lossof(trial),
                           *(str(column[i]) for column in varying.values()),
                           f'{trial.rate:,.0f}' if math.isfinite(trial.rate) else '', trial.state])
         widths = [max(map(len, column)) for column in zip(*table)]
@@ -301,7 +308,7 @@ class Trials(list):
         return '\n'.join(lines)
 
 
-def lossof(trial):
+def _lossof(trial: Trial) -> str:
     """A Trial's loss in a few characters, '' where there is none."""
     return '' if not math.isfinite(trial.loss) else f'{trial.loss:.4f}' if abs(trial.loss) < 1e6 else f'{trial.loss:.4g}'
 

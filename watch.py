@@ -8,6 +8,7 @@ import contextlib
 import selectors
 import socket
 import threading
+from collections.abc import Callable
 
 BYE = b'\xff' * 4       # else a message is the number of a process that has ended without one
 SHAKE = 30              # seconds for a connection to say who it is
@@ -19,10 +20,10 @@ class Watch:
     ended(number, isbye): called in that thread where process `number` has ended, isbye: having said so.
     """
 
-    def __init__(self, ended):
+    def __init__(self, ended: Callable[[int, bool], None]) -> None:
         self.ended, self.peers, self.lock = ended, {}, threading.Lock()
 
-    def listen(self, others, token):
+    def listen(self, others: int, token: bytes) -> int:
         """In process 0: wait for so many others that know `token`, bytes; the port."""
         try:
             server = socket.create_server(('::', 0), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -45,7 +46,7 @@ class Watch:
         threading.Thread(target=accept, daemon=True, name='watch').start()
         return server.getsockname()[1]
 
-    def connect(self, host, port, token, number):
+    def connect(self, host: str, port: int, token: bytes, number: int) -> None:
         """In process `number`: connect to process 0, where it listens."""
         peer = socket.create_connection((host, port), SHAKE)
         peer.settimeout(None)
@@ -77,7 +78,7 @@ class Watch:
                     with contextlib.suppress(OSError):
                         peer.sendall(number.to_bytes(len(BYE), 'big'))
 
-    def close(self):
+    def close(self) -> None:
         """This process ends as it should."""
         with self.lock:
             for peer in self.peers.values():

@@ -66,6 +66,39 @@ def test_advice_that_is_followed_from_left_to_right_stands_behind_it(train):
     assert ms.hyper.learnrate == 0.1 and ms.checkpoint == ms.checkpoints().best      # 0.005, had it been set before the way back
 
 
+def test_a_held_out_part_of_another_kind_is_told_before_any_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, 'verbose', True)
+    prose, verse = write(length=60_000), write(1, 9_000).upper()
+    for name, text, isunlike in (('ordered', prose + verse, True), ('mixed', prose[:30_000] + verse + prose[30_000:], False),
+                                 ('short', prose[:20_000] + verse[:3_000], False)):
+        (tmp_path / 'text').write_text(text)
+        ModelState.initfromsrcfile(tmp_path / 'text', tmp_path / name, valid_frac=0.1, state_size=4)
+        lines = [line for line in capsys.readouterr().out.splitlines() if 'unlike the rest' in line]
+        assert len(lines) == isunlike and all(len(line) <= 160 for line in lines), name
+    ModelState.initfromsrcfile(tmp_path / 'text', tmp_path / 'all', state_size=4)
+    assert 'unlike' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
+def test_unlike_is_a_divergence_of_characters_above_a_third_of_a_nat_and_chance(dtype):
+    """0.9 ln(0.9 / 0.5) + 0.1 ln(0.1 / 0.5) = 0.368 nats, and with 0.85 and 0.15 0.270."""
+    half = np.tile(np.array([0, 1], dtype), 5000)
+    assert advice.unlike(half, np.repeat(np.array([0, 1], dtype), [4500, 500]), 2)
+    assert not advice.unlike(half, np.repeat(np.array([0, 1], dtype), [4250, 750]), 2)
+    long = np.tile(half, 300)                       # 3 million; a kind of its own in its last third
+    long[2_000_000:] = 0
+    assert not advice.unlike(long, np.tile(np.array([0, 0, 0, 1], dtype), 2000), 2)        # 2/3 and 1/3 against 3/4 and 1/4
+
+
+@pytest.mark.parametrize('vocab', [60, 3000])
+def test_rare_characters_do_not_make_parts_of_one_text_unlike(vocab):
+    rng = np.random.RandomState(vocab)
+    chances = 1 / np.arange(1, vocab + 1)           # Zipf's law
+    for length in (50_000, 300_000):
+        codes = rng.choice(vocab, length, p=chances / chances.sum()).astype('uint16')
+        assert not advice.unlike(codes[:-length // 10], codes[-length // 10:], vocab)
+
+
 # --- Runs made to show a fault ------------------------------------------------------------------------------------
 
 def test_a_network_that_learns_200_characters_by_heart_is_told_of_dropout_and_the_best_checkpoint(train):
@@ -147,6 +180,16 @@ def test_gates_that_are_stuck_are_told_with_their_layer_and_share(train, bias, w
         return params
     _, said = train(1, 16, 300, layers=2, learnrate=0.005, change=change)
     assert said[0].startswith('Stuck units: 50% of layer 1, whose update gate is ' + words) and 'ms.hyper.learnrate' in said[0]
+
+
+@pytest.mark.parametrize('init, isadvised', [('uniform', True), ('lookup', False)])
+def test_where_many_different_characters_leave_units_stuck_other_first_weights_are_named(train, init, isadvised, monkeypatch):
+    monkeypatch.setattr(advice, 'toohigh', lambda *args: (1.0, 'the loss jumps') if isadvised else None)     # as it does then
+    def change(params):
+        params['b0'][:16] = 40
+        return params
+    _, said = train(1, 16, 300, text=''.join(map(chr, range(0x4e00, 0x5050))) + write(), init=init, change=change)
+    assert said[0].startswith('Stuck units: 50% of layer 0') and ("a new model with init='lookup'" in said[0]) == isadvised
 
 
 @pytest.mark.anyengine(False)

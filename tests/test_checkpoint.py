@@ -20,7 +20,7 @@ import storage
 from checkpoint import WorkDir
 from errors import CheckpointError, WorkDirError
 from storage import loadfacts, savefacts
-from test_storage import ARRAYS, crashing, names, onesentence, sametree
+from test_storage import ARRAYS, crashing, diskcalls, names, onesentence, sametree
 
 STATE = 'GRUEncode-1x8-state.p'
 
@@ -51,6 +51,21 @@ def test_a_crash_at_any_write_of_a_checkpoint_leaves_the_old_or_the_new(tmp_path
         if calls[0] < at:
             break
     assert 10 < at < 99 and not failed
+
+
+def test_a_power_loss_finds_arrays_before_their_facts_and_of_what_is_removed_the_facts_gone_first(tmp_path, monkeypatch):
+    work = WorkDir(tmp_path / 'new' / 'work')
+    with diskcalls(monkeypatch, tmp_path) as calls, work.create():
+        made = work.writecheckpoint(1, 0, 0, {}, ARRAYS)
+    facts, arrays = made.name, made.arrays
+    sizes = [(work.path / name).stat().st_size for name in (arrays, facts)]
+    said = [call for call in calls if not call.startswith('unlink')]
+    assert said[:4] == ['mkdir new', f'fsync {tmp_path.name}/', 'mkdir work', 'fsync new/']
+    assert said[-6:] == [f'fsync {arrays}~ {sizes[0]}', f'replace {arrays}~ {arrays}', 'fsync work/',
+                         f'fsync {facts}~ {sizes[1]}', f'replace {facts}~ {facts}', 'fsync work/']
+    with diskcalls(monkeypatch, tmp_path) as calls:
+        assert work.remove([made]) == 1
+    assert calls == [f'replace {facts} {facts}~', 'fsync work/', f'unlink {arrays}', f'unlink {facts}~']
 
 
 WRITER = '''
@@ -106,6 +121,26 @@ def test_what_another_process_or_machine_is_writing_stays(tmp_path):
     assert work.checkpoints() == [made]
 
 
+def test_what_another_users_process_is_writing_stays(tmp_path, monkeypatch):
+    def kill(pid, signal):
+        raise PermissionError(1, 'Operation not permitted')
+    monkeypatch.setattr(os, 'kill', kill)
+    theirs = f'.2026-11-24T10-31-05.123456Z-1.0000-model.p.{storage._HOST}-4711-00000000.tmp'
+    (tmp_path / theirs).write_bytes(b'x')
+    made = WorkDir(tmp_path).writecheckpoint(1, 0, 0, {}, {})
+    assert names(tmp_path) == sorted([theirs, made.name, made.arrays])
+
+
+def test_a_dead_writers_leftover_costs_no_checkpoint_that_is_there(tmp_path):
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    work = WorkDir(tmp_path)
+    made = work.writecheckpoint(1, 0, 0, {}, ARRAYS)
+    (tmp_path / f'.{made.name}.{storage._HOST}-{dead.pid}-00000000.tmp').write_bytes(b'x')
+    other = work.writecheckpoint(1, 0, 1, {}, ARRAYS)
+    assert names(tmp_path) == sorted([made.name, made.arrays, other.name, other.arrays])
+
+
 # ---- checkpoints
 
 def clock(monkeypatch, *times):
@@ -146,6 +181,15 @@ def test_checkpoints_are_ordered_by_counter_though_the_clock_steps_back(tmp_path
     clock(monkeypatch, NOON, NOON - timedelta(days=400), NOON + timedelta(days=3), NOON - timedelta(days=1))
     made = [work.writecheckpoint(loss, 0, 0, {}, {}) for loss in (3, 2, 1, 4)]
     assert [c.counter for c in made] == [1, 2, 3, 4] and work.checkpoints() == made
+
+
+def test_a_new_checkpoint_is_the_newest_though_others_were_removed_and_the_clock_steps_back(tmp_path, monkeypatch):
+    work = WorkDir(tmp_path)
+    clock(monkeypatch, NOON, NOON + timedelta(days=1), NOON + timedelta(days=2), NOON - timedelta(days=1))
+    first, second, third = (work.writecheckpoint(3, 0, 0, {}, {}) for _ in range(3))
+    work.remove([first, second])
+    last = work.writecheckpoint(3, 0, 0, {}, {})
+    assert last.counter == 4 and work.checkpoints() == [third, last]
 
 
 def test_a_clock_that_stands_still_gives_fresh_names(tmp_path, monkeypatch):
@@ -312,6 +356,14 @@ def test_a_removal_broken_off_anywhere_leaves_a_checkpoint_or_nothing_for_long(t
     assert 3 < at < 19 and found == [keep]
 
 
+@pytest.mark.parametrize('remove, gone', [(WorkDir.prune, [0, 2]), (WorkDir.makeroom, [0, 2])])
+def test_what_is_removed_is_neither_the_newest_nor_the_best_nor_what_is_spared(tmp_path, remove, gone):
+    work = WorkDir(tmp_path)
+    made = [work.writecheckpoint(loss, 0, 0, {'losskind': 'validation'}, ARRAYS) for loss in (3, 4, 5, 1, 2)]
+    assert remove(work, 1, made[1].name) == len(gone)
+    assert work.checkpoints() == [each for i, each in enumerate(made) if i not in gone]
+
+
 def test_a_checkpoint_copied_over_another_or_renamed_is_none(tmp_path):
     work = WorkDir(tmp_path)
     made = [work.writecheckpoint(i, 0, 0, {}, ARRAYS) for i in range(3)]
@@ -388,12 +440,32 @@ def test_a_creation_that_fails_leaves_the_disk_as_it_was(tmp_path, where, error)
 
 
 def test_what_others_put_there_meanwhile_stays(tmp_path):
+    host = storage._HOST
+    theirs = ['theirs.txt', f'.x.{host}-{os.getppid()}-00000000.tmp', f'.x.01234567-{os.getpid()}-00000000.tmp']
     with pytest.raises(OSError):
         with WorkDir(tmp_path).create('data.npy') as work:
-            (tmp_path / 'theirs.txt').write_text('x')
+            for name in [*theirs, f'.x.{host}-{os.getpid()}-00000000.tmp']:
+                (tmp_path / name).write_text('x')
             savefacts(work.path / STATE, {})
             raise OSError
-    assert names(tmp_path) == ['theirs.txt']
+    assert names(tmp_path) == sorted(theirs)
+
+
+@pytest.mark.parametrize('exists', [True, False])
+def test_a_model_that_was_made_between_a_look_and_the_lock_is_refused_and_left_as_it_was(tmp_path, monkeypatch, exists):
+    work, other, real = WorkDir(tmp_path / 'work'), WorkDir(tmp_path / 'work'), checkpoint.trainlock
+    if exists:
+        work.path.mkdir()
+
+    def lockedlater(path):
+        savefacts(path / STATE, {'made': 'by another'})
+        other.writecheckpoint(1, 0, 0, {}, ARRAYS)
+        return real(path)
+    monkeypatch.setattr(checkpoint, 'trainlock', lockedlater)
+    with pytest.raises(WorkDirError, match='already holds a model'), work.create('data.npy'):
+        pytest.fail('went on')
+    assert loadfacts(work.statefile())['made'] == 'by another' and len(other.checkpoints()) == 1
+    assert other.loadarrays(*other.checkpoints())['E'].tolist() == ARRAYS['E'].tolist()
 
 
 def test_a_directory_in_use_is_refused_and_left_as_it_was(tmp_path):

@@ -1,12 +1,14 @@
 """Text in a terminal: what it can show, colours that can be told apart, signs, rows."""
 
 import io
+import math
 import re
 
 import pytest
 
 import colours
 from colours import AMOUNT, SIGNED
+from terminal import NARROWEST, folded, name as called, shown, width
 
 HOSTILE = ('<b>&amp;</script><!--\x1b[31m\x1b]0;title\x07\x9b31m\x90q\x9c\0\b\r\x7f\u202eabc\u202c\u2066x\u2069\u200f\u2028\u2029'
            '\u200d\ufeff\ufe0f'
@@ -149,20 +151,28 @@ def test_where_no_terminal_says_what_its_background_is_the_text_has_a_dark_one(t
     assert colours.rows('abc', [0, 0, 0], AMOUNT, 20, bits) == ['abc'] and '\x1b' not in colours.legend(AMOUNT, {0: 'none'}, bits)
 
 
+@pytest.mark.parametrize('text, expected', [
+    ('aaa bbb ccc ddd', 'aaa bbb\n  ccc ddd'), ('  aaa bbb ccc', '  aaa bbb\n    ccc'), ('', ''), ('\n\n', '\n\n'), ('a  b', 'a  b'),
+    ('abcdefghijklmno p', 'abcdefghijklmno\n  p'), ('p abcdefghijklmno', 'p\n  abcdefghijklmno'), ('aaa bbb cc', 'aaa bbb cc'),
+    ('\u65e5\u672c\u65e5 \u672c\u65e5', '\u65e5\u672c\u65e5\n  \u672c\u65e5'), ('e\u0301' * 5 + ' abcd', 'e\u0301' * 5 + ' abcd')])
+def test_lines_are_folded_at_blanks_by_what_they_take_on_the_screen(text, expected):
+    assert folded(text, 10) == expected and folded(text, math.inf) == text
+
+
 def test_an_output_without_the_signs_gets_others_of_the_same_width():
     assert colours.rows('a\u65e5\tb\xe9e\u0301\n\u0301', [1] * 9, AMOUNT, 20, 0, 'ascii') == ['a?>b?e?$', '11111111', '?', '1']
 
 
 def test_characters_are_called_by_name():
-    assert [colours.name(char) for char in 'a\n\x1b\x85\ud800\ue000\u0378'] == [
+    assert [called(char) for char in 'a\n\x1b\x85\ud800\ue000\u0378'] == [
         'U+0061 latin small letter a', 'U+000A line feed', 'U+001B escape', 'U+0085 control character', 'U+D800 surrogate',
         'U+E000 private use', 'U+0378 unassigned']
-    assert [colours.shown(char) for char in ("a \n\t\x1b\u202e\xa0\u0301\ufffd")] == [
+    assert [shown(char) for char in ("a \n\t\x1b\u202e\xa0\u0301\ufffd")] == [
         "'a'", "' '", "'\u21b5'", "'\u21e5'", "'\u241b'", 'U+202E', 'U+00A0', "'\u25cc\u0301'", "'\ufffd'"]
 
 
 def test_a_width_is_the_terminals_but_never_nothing(terminal):
     terminal(COLUMNS='120')
-    assert colours.width() == 120
+    assert width() == 120
     terminal(COLUMNS='3')
-    assert colours.width() == colours.NARROWEST
+    assert width() == NARROWEST

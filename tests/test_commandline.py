@@ -122,6 +122,14 @@ def test_paths_and_options_come_in_any_order():
     assert parse(['score', 'a', '-'])[1] == ['a', '-']
 
 
+def test_without_docstrings_the_options_stand_without_help():
+    """As under `python3 -OO`."""
+    def call(workdir, numchars: int = 100):
+        pass
+    (option,) = commandline.parameters(call)
+    assert (option.name, option.types, option.default, option.help) == ('numchars', (int,), 100, '')
+
+
 def test_new_parameters_become_options_by_themselves(monkeypatch):
     def function(self, rate: float | None = None, schedule: str = 'flat', *, half_way: bool = False, depth=2, verbose: bool = True, **more):
         """Do something.
@@ -138,7 +146,7 @@ def test_new_parameters_become_options_by_themselves(monkeypatch):
     class Others:
         optimiser: str = dataclasses.field(default='rmsprop', metadata={'comment': 'what learns', 'choices': ('rmsprop', 'adam')})
         warmup: float | None = dataclasses.field(default=None, metadata={'comment': 'steps'})
-    monkeypatch.setattr(commandline, 'HyperParams', Others)
+    monkeypatch.setattr('options.HyperParams', Others)
     options = commandline.parameters(function) + commandline.hyperparameters()
     monkeypatch.setitem(COMMANDS, 'train', COMMANDS['train']._replace(groups={'all': options}))
     text = ' '.join(commandparser('train').format_help().split())

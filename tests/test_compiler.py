@@ -53,7 +53,7 @@ def cache(tmp_path, monkeypatch):
     setcompiler()
     config = SimpleNamespace(cxx=str(command), base_compiledir=str(base))
     monkeypatch.setattr(compiler, 'SOURCES', sources)
-    monkeypatch.setattr(compiler, 'engine', SimpleNamespace(theano=SimpleNamespace(config=config), nohome=''))
+    monkeypatch.setattr(compiler, 'engine', SimpleNamespace(theano=SimpleNamespace(config=config), nohome='', name=engine.name))
     said = []
     monkeypatch.setattr(report, 'say', lambda line: said.append(line) if not line.startswith('Compiling the kernels') else None)
 
@@ -280,6 +280,16 @@ def test_a_cache_that_cannot_be_made_gives_one_line_and_numpy(cache):
     cache.base.write_text('a file')
     assert cache.load() is None
     assert len(cache.said) == 1 and '\n' not in cache.said[0] and 'NumPy' in cache.said[0]
+
+
+@needscompiler
+@pytest.mark.skipif(not hasattr(os, 'ST_NOEXEC'), reason='this system does not tell')
+def test_a_cache_where_no_program_may_run_gives_one_line_that_names_the_flag_and_compiles_nothing(cache, monkeypatch):
+    """A file system mounted noexec: no library would load from there."""
+    monkeypatch.setattr(os, 'statvfs', lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC | os.ST_NOSUID))
+    assert cache.load() is None and not cache.runs()
+    assert len(cache.said) == 1 and '\n' not in cache.said[0] and 'NumPy' in cache.said[0]
+    assert f'{engine.name.upper()}_FLAGS=base_compiledir=' in cache.said[0]
 
 
 @needscompiler

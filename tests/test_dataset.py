@@ -1,4 +1,5 @@
 """CharSet and DataSet: DESIGN section 2, Charset to Batches."""
+import hashlib
 import math
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_charsets_that_differ_are_unequal():
     {'chars': 'ab'}, {'chars': ''}, {'chars': '\ufffdba'}, {'chars': '\ufffdaa'}, {'chars': '\ufffda\ufffd'}, {'chars': b'x'},
     {'chars': '\ufffda\ud800'}, {'linestarts': [0, 1]}, {'linestarts': [0, -1, 3]}, {'linestarts': [0, 0, 0]},
     {'linestarts': [0, True, 1]}, {'linestarts': [0, 1.5, 1]}, {'linestarts': 3}, {'linestarts': [1, 0, 0]},
-    {'linestarts': [0, 2**70, 1]}, {'hasunknown': 0}, {'hasunknown': None}])
+    {'linestarts': [0, 2**63, 1]}, {'linestarts': [0, 2**70, 1]}, {'hasunknown': 0}, {'hasunknown': None}])
 def test_damaged_facts_are_refused_in_one_sentence(changed):
     facts = {'chars': '\ufffdab', 'linestarts': [0, 1, 2], 'hasunknown': False}
     CharSet.fromfacts(facts)
@@ -372,6 +373,22 @@ def test_indices_beyond_the_charset_never_reach_a_batch(path):
     data.batch(0, 1)
     with pytest.raises(WorkDirError, match='index 200'):
         data.batch(2, 1)
+
+
+@pytest.mark.parametrize('codes', [np.array([0, 1, -1, 2, 0], np.int16), np.array([0, 1, 2**32 - 1, 2, 0], np.uint32),
+                                   np.array([0, 1, 2**31, 2, 0], np.uint32)], ids=str)
+def test_indices_that_int32_would_make_negative_are_damage(codes):
+    with pytest.raises(WorkDirError, match='damaged'):
+        DataSet(codes, 4, 4, 70000).batch(0, 1)
+
+
+def test_a_dataset_with_another_checksum_than_told_is_refused(path):
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert DataSet.load(path, 11, 4, 9, checksum).codes.tolist() == CODES
+    path.write_bytes(path.read_bytes()[:-1] + b'\x07')
+    DataSet.load(path, 11, 4, 9)                        # 7 is an index too
+    with pytest.raises(WorkDirError, match='codes.npy is damaged .*checksum'):
+        DataSet.load(path, 11, 4, 9, checksum)
 
 
 def test_a_file_that_is_cut_short_while_it_is_mapped_is_refused_and_does_not_end_the_process(tmp_path):

@@ -182,6 +182,14 @@ def test_nan_and_infinity_come_out_where_they_are_kept_and_0_where_they_are_drop
         np.testing.assert_array_equal(got, np.where(kept, value, 0))
 
 
+def test_a_probability_of_float64_counts_as_the_float32_that_is_nearest(monkeypatch):
+    """0.1 is 13421773 / 2^27 then: word 13421773 * 2^5 is kept, and the one below it dropped."""
+    monkeypatch.setattr(dropout, 'words', lambda n, *rest: np.array([13421773 * 32 - 1, 13421773 * 32], np.uint32))
+    assert [value > 0 for value in perform(dropout.Dropout(0), np.ones((1, 1, 2), 'float32'), np.float64(0.1), 0, 0)[0][0, 0]] == [0, 1]
+    with pytest.raises(ValueError, match='as a float32, below 1, got 1.0'):
+        perform(dropout.Dropout(0), np.ones((1, 1, 2), 'float32'), np.float64(1 - 1e-9), 0, 0)
+
+
 @pytest.mark.parametrize('way', [dropped, pytest.param(kernel, marks=needskernels)])
 @pytest.mark.parametrize('p', [-0.1, 1.0, 1.5, 1 - 1e-9, float('nan')])
 def test_a_probability_beyond_0_to_1_is_refused(p, way):

@@ -175,6 +175,13 @@ def test_only_one_mark_is_dropped(tmp_path):
     assert encoded(tmp_path, '\ufeff\ufeffab'.encode('utf-16-le'), encoding='utf-16')[0].chars == '\ufffdab\ufeff'
 
 
+def test_an_encoding_that_is_named_holds_against_another_encodings_mark(tmp_path):
+    charset, data, _ = encoded(tmp_path, b'\xff\xfeab', encoding='latin-1')        # UTF-16's mark
+    assert textof(charset, data) == '\xff\xfeab'
+    charset, data, numundecodable = encoded(tmp_path, b'\xfe\xff' + b'ab' * 10, encoding='utf-8')
+    assert textof(charset, data) == '\ufffd\ufffd' + 'ab' * 10 and numundecodable == 2
+
+
 def test_thousands_of_characters_take_two_bytes_each(tmp_path):
     text = ''.join(map(chr, range(0x4e00, 0x4e00 + 3000)))
     charset, data, _ = encoded(tmp_path, text.encode(), seq_len=100)
@@ -190,6 +197,11 @@ def test_binary_files_are_refused(tmp_path):
     refused(tmp_path, TextError, ['source.txt', 'binary', 'undecodable'], b'\xff' * 1000)
 
 
+def test_a_binary_file_is_given_up_when_a_tenth_of_its_size_is_undecodable(tmp_path, monkeypatch):
+    tinychunks(monkeypatch, 60)
+    refused(tmp_path, TextError, ['120 of its first 120 characters are undecodable'], b'\xff' * 1000)         # 60 are no tenth yet
+
+
 def test_a_tenth_undecodable_is_still_a_text(tmp_path):
     assert encoded(tmp_path, b'123456789\xff')[2] == 1
 
@@ -198,7 +210,8 @@ def test_empty_and_short_texts_are_refused(tmp_path):
     refused(tmp_path, TextError, ['source.txt', 'empty'], b'')
     refused(tmp_path, TextError, ['source.txt', 'empty'], b'\xef\xbb\xbf')
     refused(tmp_path, TextError, ['gives 57 characters, a sequence needs 100'], b'x' * 57, seq_len=100)
-    refused(tmp_path, TextError, ['gives 2 characters'], 'éé'.encode(), seq_len=3)
+    refused(tmp_path, TextError, ['gives 2 characters,'], 'éé'.encode(), seq_len=3)
+    refused(tmp_path, TextError, ['gives 1 character,'], b'a', seq_len=3)
 
 
 def test_wrong_arguments_are_refused(tmp_path):
@@ -251,6 +264,8 @@ def test_output_paths_that_cannot_be_written_are_refused(tmp_path):
         encodefile(source, tmp_path, 1)
     with pytest.raises(ValueError, match='the text itself'):
         encodefile(source, source, 1)
+    with pytest.raises(ValueError, match='the text itself'):
+        encodefile(source, tmp_path / '..' / tmp_path.name / 'source.txt', 1)
     assert os.listdir(tmp_path) == ['source.txt'] and source.read_bytes() == b'text'
 
 
@@ -264,6 +279,30 @@ def test_a_file_that_changes_between_the_passes_is_refused(tmp_path, monkeypatch
         return encodetext(self, text)
     monkeypatch.setattr(CharSet, 'encode', encodeandchange)
     refused(tmp_path, TextError, ['source.txt', 'changed'], b'text')
+
+
+def test_a_file_that_changes_in_the_first_pass_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    def changed(*args):
+        os.utime(tmp_path / 'source.txt', ns=(1, 1))
+        return CharSet(*args)
+    monkeypatch.setattr(encode, 'CharSet', changed)
+    monkeypatch.setattr(encode, 'Staged', None)
+    refused(tmp_path, TextError, ['source.txt', 'changed'], b'text')
+
+
+def test_a_file_that_grows_as_fast_as_it_is_read_has_an_end(tmp_path, monkeypatch):
+    tinychunks(monkeypatch, 4)
+    encodetext, calls = CharSet.encode, []
+
+    def encodeandgrow(self, text):
+        calls.append(text)
+        assert len(calls) < 10
+        with open(tmp_path / 'source.txt', 'ab') as file:
+            file.write(b'more')
+        return encodetext(self, text)
+    monkeypatch.setattr(CharSet, 'encode', encodeandgrow)
+    refused(tmp_path, TextError, ['source.txt', 'changed'], b'text and more')
+    assert ''.join(calls) == 'text and more'
 
 
 @pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])

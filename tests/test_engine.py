@@ -1,6 +1,7 @@
 """Which Theano is chosen and how it is set up: each test imports engine.py in a process of its own."""
 
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,56 @@ def test_a_home_that_cannot_be_written_still_compiles(tmp_path, home):
     process = run(code, HOME=tmp_path / 'no' / 'such' if home == 'nowhere' else file, TMPDIR=temporary)
     assert (process.returncode, process.stdout, process.stderr) == (0, '', '')
     assert list(temporary.iterdir()) and not (tmp_path / 'no').exists()
+
+
+def test_a_bare_environment_gets_a_path_and_a_user_without_a_name_a_home(monkeypatch):
+    """As of `env -i`, and of a container's `--user 12345`; who has them keeps them."""
+    monkeypatch.setenv('HOME', '/some/home')
+    monkeypatch.setenv('PATH', '/some/path')
+    engine._setenvironment()
+    assert (os.environ['HOME'], os.environ['PATH']) == ('/some/home', '/some/path')
+    monkeypatch.delenv('HOME')
+    monkeypatch.delenv('PATH')
+    engine._setenvironment()
+    assert 'HOME' not in os.environ and '/usr/bin' in os.environ['PATH'].split(os.pathsep)
+
+    def nobody(uid):
+        raise KeyError(uid)
+    monkeypatch.setattr(pwd, 'getpwuid', nobody)
+    engine._setenvironment()
+    assert os.path.expanduser('~') == '/'
+
+
+def test_where_nothing_can_be_written_one_sentence_says_so_and_a_directory_of_the_user_is_taken(monkeypatch, tmp_path):
+    """As in a container whose every file system is read-only."""
+    def nowhere():
+        raise FileNotFoundError(2, 'No usable temporary directory found')
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    monkeypatch.setattr(tempfile, 'gettempdir', nowhere)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv(RC, str(tmp_path / 'norc'))
+    monkeypatch.setenv(FLAGS, '')
+    with pytest.raises(ImportError, match=f'neither {tmp_path} nor a temporary directory can be written.*set TMPDIR') as error:
+        engine._setflags(engine.name)
+    assert '\n' not in str(error.value) and error.value.name is None       # so the front door says it without a traceback
+    monkeypatch.setenv(FLAGS, 'base_compiledir=/some/volume')
+    assert engine._setflags(engine.name) == '' and os.environ[FLAGS].count('base_compiledir') == 1
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere the engines look for clang++ themselves')
+@pytest.mark.parametrize('there, taken', [('g++ clang++', ''), ('clang++ c++', 'clang++'), ('c++', 'c++'), ('', '')])
+def test_clang_compiles_where_there_is_no_gcc(monkeypatch, tmp_path, there, taken):
+    """On a PATH of these compilers only; g++ the engine finds by itself. What the user says, that there be none too, stands."""
+    for name in there.split():
+        (tmp_path / name).write_text('')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setenv(RC, str(tmp_path / 'norc'))
+    for theirs in ('', 'cxx=', 'cxx=/some/compiler'):
+        monkeypatch.setenv(FLAGS, theirs)
+        engine._setflags(engine.name)
+        given = [item for item in os.environ[FLAGS].split(',') if item.startswith('cxx=')]
+        assert given == ([theirs] if theirs else [f'cxx={tmp_path / taken}'] if taken else [])
 
 
 def test_a_home_that_is_read_only_gets_a_compile_directory_among_the_temporary_files(monkeypatch, tmp_path):

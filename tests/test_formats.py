@@ -55,6 +55,21 @@ def test_an_old_directory_loads_and_goes_on(old):
     assert 'Every file is whole.' in ms.info()
 
 
+def test_the_seed_of_an_old_directory_draws_the_parameters_that_its_version_drew(old):
+    """What restore() goes back to where there is no checkpoint; the untrained one holds them as they were drawn then."""
+    name, path = old
+    ms = ModelState.load(path)
+    ms.restore(ms.checkpoints()[0].name)
+    drawn = ms.model.get_params()
+    for each in path.glob('*-model.*'):
+        each.unlink()
+    ms = ModelState.load(path)
+    ms.restore()
+    assert ms.checkpoint is None and ms.model.get_params().keys() == drawn.keys()
+    for name, value in ms.model.get_params().items():
+        np.testing.assert_array_equal(value, drawn[name], err_msg=name)
+
+
 def test_an_old_directory_loads_out_of_a_zip_file(old, tmp_path):
     name, path = old
     shutil.make_archive(tmp_path / 'packed', 'zip', path)

@@ -525,6 +525,17 @@ def test_characters_that_the_terminal_lacks_are_question_marks(encode, monkeypat
     assert capsys.readouterr().out == '??\n'
 
 
+def test_where_there_is_no_standard_output_everything_works_and_says_nothing(text, tmp_path, monkeypatch, capfd):
+    """Closed by `>&-`, or a program without a console: sys.stdout is None then."""
+    ms = ModelState.initfromsrcfile(text, tmp_path / 'work', seq_len=10, state_size=8, seed=1)
+    monkeypatch.setattr(report, 'verbose', True)
+    monkeypatch.setattr(sys, 'stdout', None)
+    ms.trainmodel(train_len=2, batchsize=4, valid_len=1, print_every=1)
+    generatestring(ms, 20, n=2)
+    ms.surprise('some words').show()
+    assert ms.checkpoint.pos == 2 and capfd.readouterr() == ('', '')
+
+
 @pytest.mark.parametrize('n', [None, 3])
 def test_ctrl_c_ends_a_text_with_what_there_is_and_a_line_end(encode, monkeypatch, capsys, n):
     """The signal comes while the third piece is being drawn."""

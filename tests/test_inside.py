@@ -1,5 +1,6 @@
 """What a reading gives, against the naive network, and which neurons follow something: planted ones, and none in noise."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_surprise_is_the_score_and_states_are_those_of_trackneurons(ms):
         np.testing.assert_allclose(read.shares, ms.score(text).shares, atol=1e-9)
         np.testing.assert_array_equal(bare.shares, ms.score(text).shares)
         np.testing.assert_array_equal(read.states, ms.trackneurons(text))
-        assert bare.states is None and read.likeliest.shape == read.chances.shape == (len(text), 5)
+        assert not len(bare.states) and read.likeliest.shape == read.chances.shape == (len(text), 5)
 
 
 def test_gates_are_those_of_the_naive_network(ms, monkeypatch):
@@ -112,6 +113,25 @@ def test_what_this_machine_cannot_hold_is_refused_in_one_sentence(ms, monkeypatc
     for call in (lambda: inside.read(ms, TEXT[:120], states=True), lambda: inside.gatevalues(ms, TEXT[:60])):
         with pytest.raises(MemoryError, match='give a part of the text'):
             call()
+
+
+@pytest.mark.parametrize('limits, refused', [([], ''), (['max\n'], ''), (['2500000000\n'], '2.5 GB'), (['9223372036854771712\n'], ''),
+                                             (['max\n', '500000000\n'], '0.5 GB'), (['nonsense'], '')])
+def test_a_container_has_the_memory_that_its_control_group_leaves_it(monkeypatch, tmp_path, limits, refused):
+    """On a machine of 4 GB, for 3 GB."""
+    monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 4096}.get(name, 1_000_000))
+    monkeypatch.setattr(errors, 'CONTAINERS', [tmp_path / name for name in ('two', 'one')])
+    for path, limit in zip(errors.CONTAINERS, limits):
+        path.write_text(limit)
+    with pytest.raises(MemoryError, match=f'about 3.0 GB, and this machine has {refused}: wait$') if refused else contextlib.nullcontext():
+        errors.checkmemory('it', 3e9, 'wait')
+
+
+def test_where_nobody_tells_the_memory_nothing_is_refused(monkeypatch, tmp_path):
+    """Windows has no sysconf."""
+    monkeypatch.delattr(errors.os, 'sysconf')
+    monkeypatch.setattr(errors, 'CONTAINERS', [tmp_path / 'none'])
+    errors.checkmemory('it', 1e30, 'wait')
 
 
 # ---- neurons that follow something

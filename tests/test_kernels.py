@@ -275,7 +275,17 @@ def test_loss_of_certainty_and_of_the_impossible():
 
 
 @needskernels
-@pytest.mark.parametrize('g', [1e30, -1e30, np.inf, -np.inf, 1e-40, 0])
+def test_tanh_is_right_to_4e_7_wherever_it_is_taken():
+    """With U = (0, 0, 1), no W, and an update gate that is shut, the state is the tanh of what is read."""
+    x = np.concatenate([np.linspace(-12, 12, 4001), [1e-6, -1e-6, 1e30, -1e30]]).astype('float32')
+    S, _, G = kernel(ops.GRU('vectors'), [x.reshape(1, -1, 1), np.zeros((len(x), 1), 'float32'), np.float32([[0, 0, 1]]),
+                                          np.zeros((1, 3), 'float32'), np.float32([-9, 0, 0])])
+    assert not G[..., 0].any() and np.abs(S).max() == 1
+    np.testing.assert_allclose(S.ravel(), np.tanh(x.astype('float64')), rtol=0, atol=4e-7)
+
+
+@needskernels
+@pytest.mark.parametrize('g', [1e30, -1e30, np.inf, -np.inf, 1e-40, 0, 5, -5, 5.000001, -5.000001])
 def test_update_of_huge_and_tiny_gradients_is_clipped(g):
     inputs = [rates(learnrate=0.1, decay=0.5, clip=5), np.float32([0]), np.ones(9, 'float32'),
               np.full(9, 2, 'float32'), np.full(9, g, 'float32')]

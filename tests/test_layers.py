@@ -143,6 +143,16 @@ def test_initial_weights_are_uniform_within_the_root_of_one_over_rows_and_biases
         assert abs((value > bound / 2).mean() - 0.25) < 0.03
 
 
+@pytest.mark.parametrize('modeltype, rows', [('GRUEncode', 'E'), ('GRUResize', 'U0')])
+def test_rows_that_characters_look_up_start_within_one_where_asked_for_and_all_else_as_ever(modeltype, rows):
+    params = layers.MODELTYPES[modeltype](70, 2, 60, 1, HyperParams(init='lookup')).get_params()
+    plain = layers.MODELTYPES[modeltype](70, 2, 60, 1).get_params()
+    assert 0.99 < np.abs(params[rows]).max() <= 1 and abs(params[rows].std() * 3 ** 0.5 - 1) < 0.05
+    assert abs(params[rows].mean()) < 0.05
+    del params[rows], plain[rows]
+    assert same(params, plain)
+
+
 @pytest.mark.parametrize('modeltype', TYPES)
 def test_initial_weights_come_from_the_seed_alone(modeltype):
     first = build(modeltype, seed=5).get_params()
@@ -228,6 +238,11 @@ def test_parameters_are_handed_out_and_taken_as_copies():
     model.set_params({'E': given})
     given[:] = 7
     np.testing.assert_array_equal(model.get_params()['E'], np.ones((5, 3)))
+    given = np.ones((2, 4, 3), np.float32)
+    model.set_state(given)
+    given[:] = 7
+    model.get_state()[:] = 9
+    np.testing.assert_array_equal(model.get_state(), np.ones((2, 4, 3)))
 
 
 @pytest.mark.parametrize('modeltype', TYPES)
@@ -508,6 +523,18 @@ def test_arrays_of_every_optimizer_put_back_the_same_training(optimizer, ema, ki
         assert (again.updates, again.cacheupdates) == (5, 5)
 
 
+def test_updates_and_those_of_the_caches_are_put_back_apart():
+    """By Adam's bias correction: behind caches of zeros its step is learnrate long, whatever number of updates was made before."""
+    model, adam = build('GRUEncode'), HyperParams(optimizer='adam')
+    model.set_state(state(model))
+    model.prepare(adam)
+    model.set_arrays(model.arrays(), adam, 7, 0)
+    before = model.get_params()
+    model.trainstep(*batch(), adam, 0.01)
+    assert (model.updates, model.cacheupdates) == (8, 1)
+    assert max(np.abs(value - before[name]).max() for name, value in model.get_params().items()) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_set_arrays_that_do_not_fit_change_nothing():
     model, adam = build('GRUEncode'), HyperParams(optimizer='adam', ema=0.5)
     other = layers.MODELTYPES['GRUEncode'](5, 2, 3, 2, adam)
@@ -648,6 +675,16 @@ def test_another_optimizer_starts_with_caches_of_zeros_and_the_parameters_stay(m
     assert (model.updates, model.cacheupdates) == (9, 4)
     train(model, HyperParams(), 1)              # and back: these caches are zeros again, too
     assert (model.updates, model.cacheupdates) == (10, 1) and 'gV' not in model.arrays()
+
+
+def test_the_running_mean_outlives_a_change_of_optimizer():
+    model, adam, sgd = build('GRUEncode'), HyperParams(optimizer='adam', ema=0.9), HyperParams(optimizer='sgd', ema=0.9)
+    model.set_state(state(model))
+    train(model, adam, 3, 0.1)
+    averages = model.get_params()
+    assert not same(averages, model.get_params(averaged=False))
+    model.prepare(sgd)
+    assert same(model.get_params(), averages) and {name[0] for name in model.arrays()} >= {'g', 'e'} and 'mV' not in model.arrays()
 
 
 def test_a_running_mean_switched_on_later_starts_from_the_parameters_and_switched_off_is_forgotten(monkeypatch, capsys):

@@ -9,15 +9,16 @@ import shutil
 import stat
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 
-import colours
 import inside
 import look
 import page
 import report
+import terminal
 from colours import AMOUNT
 from rn_rnn_char import ModelState
 from test_colours import HOSTILE, SGR, UNSAFE, Terminal
@@ -82,12 +83,27 @@ def test_surprise_shows_the_score_the_text_its_bits_and_what_was_likelier(ms, on
     assert lines[0] == repr(ms.score(text)) and lines[1] == 'def F1(a):\u21b5'
     assert lines[2] == ''.join(str(min(each, 8)) if each else ' ' for each in bits[:11]).rstrip()
     worst = int(np.argmax(seen.shares))
-    assert any(line.startswith(f"  {colours.shown(text[worst])} {seen.shares[worst]:.2f} nats, line {text.count(chr(10), 0, worst) + 1}")
+    assert any(line.startswith(f"  {terminal.shown(text[worst])} {seen.shares[worst]:.2f} nats, line {text.count(chr(10), 0, worst) + 1}")
                for line in lines)
     on(COLORTERM='truecolor')
     colour = AMOUNT.colour(min(bits[0], 8))
     assert f'48;2;{colour[0]};{colour[1]};{colour[2]};' in repr(seen).split('\n')[1]
     assert SGR.sub('', repr(seen)).split('\n')[:2] == lines[:2]
+
+
+@pytest.mark.parametrize('variables', [{'NO_COLOR': '1'}, {'COLORTERM': 'truecolor'}])
+def test_in_a_terminal_of_80_columns_no_line_is_longer_and_no_word_broken(ms, on, variables):
+    text = LINES[:3000] + '\u65e5\u672c' * 50
+    looks = ms.surprise(text), ms.neurons(text), ms.findneurons(text), ms.gates(text), ms.info()
+    whole = [repr(each).split() for each in looks[2:]]                  # not in a terminal: lines as long as they are
+    on(COLUMNS='80', **variables)
+    for each in looks:
+        for line in SGR.sub('', repr(each)).split('\n'):
+            assert sum(1 + (unicodedata.east_asian_width(char) in 'WF') for char in line) <= 80, line
+    assert [repr(each).split() for each in looks[2:]] == whole
+    below = repr(looks[0]).split('likeliest there:\n')[1].split('\n')
+    assert len(below) > look.LISTED and all(line.startswith('    ') or line.startswith("  '") for line in below)
+    assert sum(line.count(' %') for line in below) == 5 * look.LISTED == len(re.findall(r'\d %(?:,|$)', '\n'.join(below), re.M))
 
 
 def test_alternatives_are_the_likeliest_and_their_probabilities(ms):
@@ -126,7 +142,7 @@ def test_a_planted_neuron_is_found_named_and_shown_first(ms, on):
             shown = 1, max(range(6), key=lambda n: np.std(seen.states[1, n].astype(float)))
         assert (seen.layer, seen.neuron) == shown and bool(seen.follows) == (text is LINES)
     assert (ms.neurons('aF(c', neuron=2).layer, ms.neurons('aF(c', neuron=2).neuron) == (1, 2)
-    assert "it follows 'upper case', r = 1.00." in repr(ms.neurons(LINES))
+    assert "it follows 'upper case', r = 1.00." in ' '.join(repr(ms.neurons(LINES)).split())
 
 
 def test_where_nothing_stands_out_that_is_said(ms, on):
@@ -167,7 +183,7 @@ def test_a_long_text_is_shown_in_part_and_all_of_it_when_asked_for(ms, on, monke
     monkeypatch.setattr(look, 'SHOWN', 50)
     file = on(NO_COLOR='1')
     seen = ms.surprise(LINES)
-    assert f'... and {len(LINES) - 50:,} characters more: .show(50, 100) goes on, .show() prints all' in repr(seen)
+    assert f'... and {len(LINES) - 50:,} characters more: .show(50, 100) goes on, .show() prints all' in ' '.join(repr(seen).split())
     assert LINES[60:90] not in repr(seen)
     assert seen._repr_html_().count('<span') == 50
     seen.show()
@@ -205,7 +221,13 @@ def test_a_notebook_gets_html_in_which_the_text_is_text(ms):
         assert set(re.findall(r'<\w+\s+(\w+)=', whole)) <= {'title', 'style'}
     pre = re.search('<pre[^>]*>(.*)</pre>', seen[0]._repr_html_(), re.DOTALL)[1]
     shown = html.unescape(re.sub('<[^>]*>', '', pre)).replace('\u21b5\n', '\u21b5')
-    assert shown == ''.join(colours.glyph(char)[0] for char in HOSTILE)
+    assert shown == ''.join(terminal.glyph(char)[0] for char in HOSTILE)
+
+
+def test_a_notebook_shows_the_text_in_letters_of_one_width(ms):
+    """Jupyter's own rules give a <pre> the letters of sentences."""
+    for seen in ms.surprise('if a:\n    b'), ms.neurons('if a:\n    b', 0, 1):
+        assert 'font-family:monospace' in re.search('<pre style="([^"]*)"', seen._repr_html_())[1].split(';')
 
 
 # ---- refused
@@ -311,7 +333,7 @@ def test_a_browser_shows_a_hostile_text_as_text_and_each_characters_numbers(ms, 
     document = opened(path, '#at=3&theme=dark')
     assert '<title>Surprise</title>' in document and 'data-theme="dark"' in document
     signs = lettered(document)
-    assert [sign for sign, _ in signs] == [colours.glyph(char)[0] for char in HOSTILE]
+    assert [sign for sign, _ in signs] == [terminal.glyph(char)[0] for char in HOSTILE]
     main = re.search('<main.*</main>', document, re.DOTALL)[0]
     assert set(re.findall(r'<(\w+)', main)) == {'main', 'div', 'span'} and '<img' not in document and document.count('<script') == 3
     for (_, kind), share, i in zip(signs, seen.shares, range(999)):
@@ -349,7 +371,7 @@ def test_keys_buttons_and_choices_work_in_a_browser(ms, tmp_path):
 
     def at(line, column):
         char = (lines[line] + '\n')[column]
-        return f'{colours.glyph(char)[0].replace(" ", chr(0x2423))} {colours.name(char)}, line {line + 1}, character {column + 1}'
+        return f'{terminal.glyph(char)[0].replace(" ", chr(0x2423))} {terminal.name(char)}, line {line + 1}, character {column + 1}'
     here = at(0, 0)
     best = seen.found[0]
     assert log == [f'{here}|1|2', f'{at(0, 2)}|1|2', f'{at(1, 2)}|1|2', f'{at(0, len(lines[0]))}|1|2', f'{here}|1|2', f'{here}|1|3',

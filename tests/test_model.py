@@ -1,6 +1,7 @@
 """What ModelState promises: DESIGN's calls, what they compile, and what they leave on the disk."""
 
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -13,16 +14,18 @@ import pytest
 
 import engine
 import errors
-import model
 import opening
 import report
 import rn_rnn_char
 import saving
+import train
 from checkpoint import Checkpoint, Checkpoints
 from dataset import HeldOut
 from generate import Stream, TextState
 from history import Table
 from info import Info
+from layers import MODELTYPES
+from lock import trainlock
 from look import FoundNeurons, Gates, Neurons, Surprise
 from plot import plot
 from reading import Score
@@ -96,6 +99,19 @@ def test_help_fits_into_80_columns():
     wide = {name: line for name, member in seen.items() for line in (inspect.getdoc(member) or '').splitlines() if len(line) > 70}
     assert not wide                             # 70, as help() indents a method's text by 9
 
+
+
+def test_a_program_called_as_one_of_our_modules_and_others_beside_it_are_not_mistaken_for_ours(tmp_path):
+    for name in 'report', 'history', 'trial', 'processes':
+        (tmp_path / f'{name}.py').write_text("raise RuntimeError('a module of the person')")
+    (tmp_path / 'text.txt').write_text(TEXT)
+    (tmp_path / 'train.py').write_text(
+        "import sys\nbefore = list(sys.path)\nfrom rn_rnn_char import *\nassert sys.path == before\n"
+        "trials = tryhyper('text.txt', 'tries', {'seed': [1]}, layers=1, state_size=4, seq_len=10, train_len=1, batchsize=2)\n"
+        "print(len(trials.best.load().sample(20)))\n")
+    done = subprocess.run([sys.executable, 'train.py'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and done.stdout.endswith('20\n'), done.stderr
 
 
 @pytest.mark.parametrize('modeltype', ['GRUEncode', 'GRUResize'])
@@ -470,7 +486,7 @@ TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), (
             ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
             ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError),
             ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
-            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, ValueError),
+            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, TypeError),
             ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
             ({'resume': 1}, TypeError), ({'watch': 5}, TypeError),
             # Above 2^63 - 1, which no checkpoint of the run could be read with again.
@@ -488,6 +504,20 @@ def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfi
         ms.trainmodel(**options)
     assert '\n' not in str(raised.value) and str(*options.values()) in str(raised.value)
     assert tree(srcfile.parent) == before
+
+
+def test_batches_beyond_this_machine_are_refused_before_anything_happens(srcfile, monkeypatch):
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    needed = [MODELTYPES['GRUEncode'].memory(len(ms.charset), 1, 8, batchsize, 10) for batchsize in (8, 16)]
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    monkeypatch.setattr(errors.os, 'sysconf', lambda name: 1 if name == 'SC_PAGE_SIZE' else needed[0])
+    before = tree(srcfile.parent)
+    with pytest.raises(MemoryError, match='in batches of 16 x 10 characters'):
+        ms.trainmodel(batchsize=16)
+    assert needed[0] < needed[1] and tree(srcfile.parent) == before
+    with pytest.raises(AssertionError, match='compiled'):
+        ms.trainmodel(batchsize=8)
 
 
 # What was asked for; of a model with a held-out part; what is said.
@@ -586,6 +616,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one_and_is_named(tra
     assert '\n' not in str(raised.value)
 
 
+@pytest.mark.filterwarnings('ignore:.*damaged')
+def test_the_checkpoint_that_is_fallen_back_to_brings_its_hyperparameters(trained):
+    trained.hyper.learnrate = 0.25
+    trained.trainmodel(train_len=1, valid_len=1, print_every=0)
+    flip(trained.workdir.path / trained.checkpoint.arrays)
+    for ms in trained, ModelState.load(trained.workdir.path):
+        assert ms.hyper.learnrate == 0.25
+        ms.restore()
+        assert (ms.model.pos, ms.hyper.learnrate) == (2, 0.001)
+
+
 def test_a_failed_restore_leaves_the_model_as_it_was(trained):
     *_, middle, last = trained.checkpoints()
     before, hyper = trained.model.arrays(), trained.hyper
@@ -635,13 +676,15 @@ def test_where_no_checkpoint_is_whole_nothing_is_made_up(trained):
 
 
 def test_a_damaged_text_is_refused_before_anything_compiles(trained, monkeypatch):
-    flip(trained.workdir.path / model.DATAFILE)
+    data = trained.data
+    flip(trained.workdir.path / opening.DATAFILE)
     monkeypatch.setattr(engine, 'compilefunction', nocompiling)
     ms = ModelState.load(trained.workdir.path)
     for call in (ms.restore, ms.trainmodel, trained.restore):
-        with pytest.raises(RNGRUError, match=f'{model.DATAFILE}.*checksum') as raised:
+        with pytest.raises(RNGRUError, match=f'{opening.DATAFILE}.*checksum') as raised:
             call()
         assert '\n' not in str(raised.value)
+    assert trained.data is data                     # what is in use stays in use
 
 
 def test_a_damaged_state_file_is_refused_at_load(trained):
@@ -715,7 +758,7 @@ def test_restore_takes_best_and_latest(srcfile):
 def test_keep_removes_neither_the_best_nor_the_latest(srcfile, keep, kept, monkeypatch):
     ms = make(srcfile)
     values = iter([3.0, 1.0, 2.0, 2.0, 1.5, 2.5])
-    monkeypatch.setattr(model.train, '_validate', lambda *args: next(values))
+    monkeypatch.setattr(train, '_validate', lambda *args: next(values))
     ms.trainmodel(num_rounds=6, train_len=1, valid_len=1, print_every=0, keep=keep)
     assert [c.pos for c in ms.checkpoints()] == kept
     assert len([path for path in ms.workdir.path.iterdir() if path.suffix in ('.p', '.npz')]) == 2 * len(kept) + 1
@@ -736,18 +779,19 @@ def test_info_says_what_is_there_and_what_is_damaged(srcfile):
     first, best, last = ms.checkpoints()[-3:]
     text = repr(ms.info())
     assert text == str(ms.info()) and isinstance(ms.info(), str)
-    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, model.DATAFILE, f'latest {last.name}',
+    for part in ('GRUEncode 1 x 8', str(ms.workdir.path), ms.workdir.statefile().name, opening.DATAFILE, f'latest {last.name}',
                  f'best {best.name}', 'notes.txt', '  history      500 bytes  history.csv', 'Every file is whole.',
                  'Nobody is training here.', 'free on this disk'):
         assert part in text
-    flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / model.DATAFILE)
+    flip(ms.workdir.path / first.name), flip(ms.workdir.path / best.arrays), flip(ms.workdir.path / opening.DATAFILE)
     (ms.workdir.path / last.arrays).unlink()
     (ms.workdir.path / f'.x-model.p.{"0" * 8}-1-{"0" * 8}.tmp').write_text('x')
     text = repr(ms.info())
     damaged = [line for line in text.splitlines() if line.startswith('Damaged: ')]
-    assert [name in line for name, line in zip((first.name, best.arrays, last.arrays, model.DATAFILE), damaged, strict=True)] == [True] * 4
+    names = first.name, best.arrays, last.arrays, opening.DATAFILE
+    assert [name in line for name, line in zip(names, damaged, strict=True)] == [True] * 4
     assert 'left over' in text and 'Every file is whole' not in text
-    with model.trainlock(ms.workdir.path):
+    with trainlock(ms.workdir.path):
         assert 'is training here.' in repr(ms.info()) and 'Nobody' not in repr(ms.info())
 
 
@@ -762,6 +806,16 @@ def test_a_checkpoint_of_another_text_is_refused_though_all_its_shapes_fit(srcfi
     with pytest.warns(UserWarning, match='another text.*going on with'):
         ms.restore()
     assert ms.checkpoint.name != other.checkpoint.name
+
+
+def test_a_checkpoint_of_the_same_text_in_sequences_of_another_length_is_refused_though_its_encoded_text_is_the_same(srcfile):
+    srcfile.write_text(TEXT[:400])                   # whole sequences of 10 as of 20: no padding
+    ms, other = make(srcfile), make(srcfile, 'other', seq_len=20)
+    assert ms.textchecksum == other.textchecksum
+    for path in other.workdir.path.glob('*-model.*'):
+        shutil.copy(path, ms.workdir.path)
+    with pytest.raises(RNGRUError, match='another text'):
+        ms.restore(other.checkpoint.name)
 
 
 def test_what_ctrl_c_kept_stays_when_another_checkpoint_is_gone_back_to(srcfile):
@@ -782,6 +836,20 @@ def test_an_old_save_that_a_kill_left_beside_the_new_one_goes_with_it(srcfile, m
     with monkeypatch.context() as patch:
         patch.setattr(ms.workdir, 'remove', lambda checkpoints: None)          # killed before it
         losses(ms, (2.0, 'training'), (1.9, 'training'), 1.8)
+    again = ModelState.load(ms.workdir.path)
+    losses(again, (1.7, 'training'))
+    assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.7]
+
+
+def test_a_kill_between_the_removals_of_two_old_saves_leaves_none_for_good(srcfile, monkeypatch):
+    ms = make(srcfile)
+    remove = ms.workdir.remove
+    with monkeypatch.context() as patch:
+        patch.setattr(ms.workdir, 'remove', lambda checkpoints: None)
+        losses(ms, (2.0, 'training'), (1.9, 'training'))
+        patch.setattr(ms.workdir, 'remove', lambda checkpoints: remove(list(checkpoints)[:1]))
+        losses(ms, (1.8, 'training'))
+    assert len(ms.checkpoints()) == 3
     again = ModelState.load(ms.workdir.path)
     losses(again, (1.7, 'training'))
     assert [each.loss for each in again.checkpoints() if each.kind == 'training'] == [1.7]

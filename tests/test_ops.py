@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 import engine
 import layers
+import native
 import ops
 from conftest import naive_gru, naive_logits, naive_nll, naive_vectors, perform, symbol, uniform
 from engine import T, theano
@@ -101,6 +102,14 @@ def test_huge_weights_stay_finite():
     assert np.isfinite(S).all() and abs(S).max() <= 1e4
 
 
+def test_an_array_for_which_there_is_no_memory_is_refused_in_one_sentence_that_says_what_to_do():
+    """2 ** 58 numbers: more bytes than a processor addresses."""
+    storage = [None]
+    with pytest.raises(MemoryError, match=r'^there is no memory for an array of 1,152,921,504,607 MB: use a smaller batchsize, seq_len'):
+        ops._buffer(storage, (2 ** 29, 2 ** 29), 'float32')
+    assert storage == [None]
+
+
 def test_compiled_gru_reuses_its_buffers_without_touching_what_it_gave_before():
     inputs = [symbol(i) for i in grucase('onehot')]
     f = engine.compilefunction(inputs, ops.GRU('onehot')(*inputs)[:2])
@@ -112,6 +121,24 @@ def test_compiled_gru_reuses_its_buffers_without_touching_what_it_gave_before():
     np.testing.assert_allclose(S1, naive('onehot', first), atol=1e-14)
     np.testing.assert_array_equal(last1, S1[-1])
     np.testing.assert_array_equal(last2, S2[-1])
+
+
+@pytest.mark.parametrize('how', ['numpy', 'native'])
+def test_the_last_state_is_no_part_of_a_buffer_that_the_next_call_writes_again(how):
+    """A shared variable may take it as its value, and the next call then reads it while it fills its buffers."""
+    if how == 'native' and native.library() is None:
+        pytest.skip('no kernels here')
+    op, inputs = ops.GRU('onehot'), grucase('onehot', dtype='float32')
+    node = op.make_node(*map(symbol, inputs))
+    work = op.kernel(node) if how == 'native' else lambda *given: op.perform(node, *given)
+    outputs = [[None] for _ in node.outputs]
+    work(inputs, outputs)
+    S, last = outputs[0][0].copy(), outputs[1][0]
+    assert not any(np.shares_memory(last, outputs[i][0]) for i in (0, 2))
+    inputs[-4] = last
+    work(inputs, outputs)
+    np.testing.assert_array_equal(last, S[-1])
+    np.testing.assert_allclose(outputs[0][0], naive('onehot', [*inputs[:-4], S[-1], *inputs[-3:]]), atol=1e-6)
 
 
 @pytest.mark.parametrize('source, which', [('vectors', i) for i in range(5)] + [('onehot', i) for i in range(1, 5)]

@@ -1,5 +1,7 @@
 """What CONTRIBUTING.md and the other papers say of the code is so."""
 
+import ast
+import graphlib
 import importlib.util
 import re
 import textwrap
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import engine
+import rn_rnn_char
 from conftest import ROOT, perform
 from engine import T, theano
 
@@ -51,9 +54,42 @@ def test_the_example_of_an_op_runs_on_jax(example):
 
 @pytest.mark.anyengine
 def test_every_module_has_its_room_in_contributing_and_every_room_is_there():
-    table = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8').split('## The rooms')[1].split('\nImports go')[0]
+    table = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8').split('## The rooms')[1].split('\nPublic is')[0]
     rooms = re.findall(r'`(\w+\.py)`', ''.join(line.split('|')[1] for line in table.splitlines() if line.startswith('|')))
     assert sorted(rooms) == sorted(path.name for path in ROOT.glob('*.py'))
+
+
+def imports(path):
+    """Names of the modules that one imports when it is imported: not in a function, not for its types alone."""
+    nodes = ast.parse(path.read_text(encoding='utf-8')).body
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, (ast.If, ast.Try, ast.With)) and 'TYPE_CHECKING' not in ast.unparse(node)[:20]:
+            nodes += node.body
+
+
+@pytest.mark.anyengine
+def test_imports_go_one_way_and_what_reads_files_knows_no_theano():
+    known = {path.stem: set(imports(path)) for path in ROOT.glob('*.py')}
+    assert 'engine' in known['ops'] and 'model' not in known['generate']            # which names it in its types alone
+    order = list(graphlib.TopologicalSorter(known).static_order())         # CycleError where two need each other
+    assert order.index('engine') < order.index('ops') < order.index('layers') < order.index('model') < order.index('rn_rnn_char')
+    needed = {'dataset', 'encode', 'checkpoint', 'history', 'reading', 'inside'}
+    while needed != (needed := needed.union(*(known.get(name, ()) for name in needed))):
+        pass
+    assert 'numpy' in needed and not needed & {'engine', 'pytensor', 'theano', 'jax'}
+
+
+@pytest.mark.anyengine
+def test_public_names_are_those_that_the_papers_tell_of():
+    page = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+    assert re.findall(r'`(\w+)`', page.split('in `__all__`:')[1].split(';')[0]) == rn_rnn_char.__all__
+    imports = [names for paper in PAPERS for names in re.findall(r'from rn_rnn_char import (.+)', paper.read_text(encoding='utf-8'))]
+    assert imports and {name.strip() for names in imports for name in names.split(',')} <= set(rn_rnn_char.__all__)
 
 
 @pytest.mark.anyengine
@@ -63,10 +99,10 @@ def test_every_benchmark_has_its_section():
 
 
 @pytest.mark.anyengine
-def test_tables_of_figures_in_the_page_of_benchmarks_are_the_readmes():
-    page, readme = ([line for line in path.read_text(encoding='utf-8').splitlines() if line.startswith('|')]
-                    for path in (ROOT / 'benchmarks' / 'README.md', ROOT / 'README.md'))
-    assert page and not set(page) - set(readme)
+def test_figures_in_the_readmes_tables_stand_in_the_page_of_benchmarks():
+    text, page = ((ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'benchmarks/README.md'))
+    tables = [line for line in text.split('## Faster than')[1].split('\n## ')[0].splitlines() if line.startswith('|')]
+    assert tables and not set(tables) - set(page.splitlines())
 
 
 @pytest.mark.anyengine

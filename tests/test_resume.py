@@ -305,6 +305,9 @@ def test_resume_refuses_other_arguments_nothing_to_finish_and_a_network_that_wen
             with pytest.raises(ValueError, match=f'{name}=.* does nothing with resume=True') as raised:
                 ModelState.load(ms.workdir.path).trainmodel(resume=True, **{name: value})
             assert '\n' not in str(raised.value)
+        for name, value in {'num_rounds': True, 'train_len': 0.0, 'warmup': False}.items():             # equal to what they are by default
+            with pytest.raises(ValueError, match=f'{name}={value} does nothing with resume=True'):
+                ms.trainmodel(resume=True, **{name: value})
         with pytest.raises(TypeError, match='resume takes True or False'):
             ms.trainmodel(resume='yes')
     ms.model.trainstep(*ms.data.batch(0, 8), ms.hyper)

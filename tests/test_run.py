@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from run import Run, planned
+from run import Run, planned, requested
 
 
 def rate(run, done, peak, **changes):
@@ -118,6 +119,31 @@ def test_a_plan_that_warmup_would_fill_is_refused():
     assert '\n' not in str(raised.value)
 
 
+# --- What is asked for --------------------------------------------------------------------------------------------------
+
+def asked(isheldout=False, **options):
+    """The Run that trainmodel(**options) asks for, of a text of 30 steps an epoch and a learnrate of 0.001."""
+    ms = SimpleNamespace(data=SimpleNamespace(batchepoch=lambda batchsize: 30), hyper=SimpleNamespace(learnrate=0.001),
+                         heldout=SimpleNamespace(numchars=1000) if isheldout else None)
+    defaults = {'num_rounds': 1, 'batchsize': 4, 'train_len': 0, 'valid_len': 0, 'minutes': None, 'schedule': 'constant', 'warmup': 0,
+                'end_learnrate': None, 'patience': None}
+    return requested(ms, {**defaults, **options})[0]
+
+
+def test_a_schedule_may_end_where_it_begins_and_no_higher():
+    run = asked(schedule='cosine', end_learnrate=0.001)
+    assert [rate(run, done, 0.001) for done in (0, 15, 29)] == [0.001] * 3
+    with pytest.raises(ValueError, match='end_learnrate 0.00100001 lies above the learnrate 0.001'):
+        asked(schedule='cosine', end_learnrate=0.00100001)
+
+
+def test_a_run_ends_on_the_best_checkpoint_where_a_part_is_held_out_and_minutes_or_patience_say_when_to_stop():
+    assert {(isheldout, minutes, patience): asked(isheldout, minutes=minutes, patience=patience).bestlast
+            for isheldout in (False, True) for minutes in (None, 2) for patience in (None, 3)} == {
+        (False, None, None): False, (False, None, 3): False, (False, 2, None): False, (False, 2, 3): False,
+        (True, None, None): False, (True, None, 3): True, (True, 2, None): True, (True, 2, 3): True}
+
+
 # --- In a checkpoint ----------------------------------------------------------------------------------------------------
 
 RUN = Run(10, 4, 16, 3, 'plateau', 2, 0.001, 5, True, 6, 1, 2.5, 1, 0)
@@ -137,7 +163,8 @@ DAMAGE = [{'steps': 0}, {'steps': -1}, {'steps': 10.0}, {'steps': True}, {'steps
           {'end_learnrate': math.nan},
           {'end_learnrate': math.inf}, {'end_learnrate': -1.0}, {'end_learnrate': 1}, {'patience': -1}, {'bestlast': 1}, {'done': 11},
           {'done': 3},
-          {'done': 9}, {'validated': 4, 'done': 10}, {'validated': 0}, {'best': math.nan}, {'best': -math.inf}, {'since': 2},
+          {'done': 9}, {'validated': 2, 'done': 11}, {'validated': 4, 'done': 10}, {'validated': 0},
+          {'best': math.nan}, {'best': -math.inf}, {'since': 2},
           {'halvings': 2},
           {'halvings': 10 ** 400}, {'halvings': 'x'}, {'another': 1}, {'steps': [1]}]
 

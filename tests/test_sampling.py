@@ -487,6 +487,20 @@ def test_rounded_weights_give_what_the_naive_loop_gives(how, precision, encoded,
     assert np.median(apart) < 1e-6 and max(apart) < 0.1
 
 
+@ways
+def test_the_points_of_a_texts_states_in_int8_are_not_those_of_the_text_beside_it(how):
+    """The greatest state of each decides, here 1 and 5: the first text is what it is alone."""
+    op, inputs = sampling.SampleText(False, 'int8'), samplecase(False, 2, 5, 7, n=2, steps=30, scale=1)
+    inputs[7][:, 0] = np.clip(inputs[7][:, 0], -1, 1)
+    inputs[7][:, 1] *= 5 / np.abs(inputs[7][:, 1]).max()
+    drawn, states = how(op, inputs)
+    alone = list(inputs)
+    alone[0], alone[1], alone[7] = inputs[0][:1], inputs[1][:1], inputs[7][:, :1]
+    alone_drawn, alone_states = how(op, alone)
+    np.testing.assert_array_equal(drawn[:1], alone_drawn)
+    np.testing.assert_allclose(states[:, :1], alone_states, atol=1e-6)
+
+
 @pytest.mark.anyengine
 @needskernels
 @lower

@@ -1,6 +1,7 @@
 """Facts as files: they come back as they were, run nothing, and no crash tears them."""
 import contextlib
 import copyreg
+import errno
 import hashlib
 import io
 import math
@@ -9,6 +10,7 @@ import pickle
 import random
 import re
 import signal
+import stat
 import struct
 import tracemalloc
 from datetime import datetime
@@ -272,6 +274,16 @@ def test_the_hostile_pickles_do_harm_where_they_are_let(tmp_path):
     assert did >= 20
 
 
+def test_a_container_that_a_pickle_uses_twice_is_refused_since_a_few_steps_could_build_a_tree_without_end(tmp_path):
+    """So what is read is no larger than its steps; `dumpfacts` writes such a container out each time."""
+    for shared in [1, 2], {'a': 1}, (1, [2]):
+        (tmp_path / 'f.p').write_bytes(seal(pickle.dumps({'format': 1, 'one': shared, 'two': shared}, 4)))
+        with pytest.raises(WorkDirError, match='uses a container twice'):
+            loadfacts(tmp_path / 'f.p')
+    (tmp_path / 'f.p').write_bytes(seal(pickle.dumps({'format': 1, 'one': 'text', 'two': 'text', 'three': [b'x', b'x']}, 4)))
+    assert loadfacts(tmp_path / 'f.p')['two'] == 'text'
+
+
 def test_a_facts_file_too_large_is_refused_without_reading_it_all(tmp_path):
     with open(tmp_path / 'f.p', 'wb') as file:
         file.truncate(10 * 2**30)       # sparse
@@ -407,6 +419,64 @@ def test_a_crash_at_any_write_of_facts_leaves_the_old_or_the_new(tmp_path, monke
         if calls[0] < at:
             break
     assert 4 < at < 49 and not failed and seen == {'old', 'new'}
+
+
+@contextlib.contextmanager
+def diskcalls(monkeypatch, root):
+    """What is done under `root`, in order, a list: 'fsync x 52', 52 being the bytes that it has then, 'fsync d/' of a directory,
+    'replace x~ x', 'unlink x', 'mkdir d'. x~ is the temporary file of x.
+    """
+    calls = []
+
+    def named(path):
+        path = Path(path)
+        match = storage._TEMP.fullmatch(path.name)
+        return f'{match["name"]}~' if match else path.name + '/' * path.is_dir()
+
+    def fsync(handle, real=os.fsync):
+        status = os.fstat(handle)
+        path, = (each for each in (root, *root.rglob('*')) if os.path.samestat(status, each.stat()))
+        calls.append(f'fsync {named(path)}' + ('' if path.is_dir() else f' {status.st_size}'))
+        real(handle)
+
+    def noted(name):
+        real = getattr(os, name)
+
+        def call(*paths, **options):
+            paths, others = [path for path in paths if not isinstance(path, int)], [path for path in paths if isinstance(path, int)]
+            calls.append(' '.join([name, *map(named, paths)]))
+            return real(*paths, *others, **options)
+        return call
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', fsync)
+        for name in 'replace', 'unlink', 'mkdir':
+            patch.setattr(os, name, noted(name))
+        yield calls
+
+
+def test_a_power_loss_finds_facts_on_the_disk_before_their_name_and_the_name_before_the_call_returns(tmp_path, monkeypatch):
+    savefacts(tmp_path / 'f.p', {'x': 'old'})
+    with diskcalls(monkeypatch, tmp_path) as calls:
+        savefacts(tmp_path / 'f.p', {'x': 'new'})
+    size = (tmp_path / 'f.p').stat().st_size
+    assert calls[:3] == [f'fsync f.p~ {size}', 'replace f.p~ f.p', f'fsync {tmp_path.name}/']
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows opens no directories')
+def test_a_file_system_that_syncs_no_directories_is_written_to_and_one_that_fails_is_not_passed_over(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+    monkeypatch.setattr(os, 'fsync', fsync)
+    for number in errno.EINVAL, errno.ENOTSUP:
+        savefacts(tmp_path / 'f.p', {'x': number})
+        assert loadfacts(tmp_path / 'f.p')['x'] == number
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        savefacts(tmp_path / 'f.p', {'x': number})
 
 
 def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path):

@@ -1,5 +1,6 @@
 """What training promises: continuity, partial epochs, validation, samples on the way, Ctrl-C."""
 
+import errno
 import fcntl
 import os
 import pty
@@ -24,6 +25,7 @@ import train
 from conftest import between, naive_logits, naive_nll
 from rn_rnn_char import ModelState, RNGRUError
 from run import Run
+from test_storage import diskcalls
 
 ROOT = Path(__file__).parent.parent
 TEXT = ''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(40))
@@ -127,6 +129,22 @@ def test_samples_come_before_the_first_step_and_every_print_every_steps_across_r
     assert [len(text) for text in texts] == [100] * 3
     ms.trainmodel(train_len=5, batchsize=8, valid_len=1, print_every=0)
     assert 'sample' not in capsys.readouterr().out
+
+
+def test_a_printed_sample_comes_from_seed_epoch_and_position(make, capsys, monkeypatch):
+    def samples(name, **options):
+        ms = make(name, **options)
+
+        def trainstep(*args):                                           # the network stays, so that the draws alone differ
+            ms.model.updates += 1
+            return 1.0, 0.0, 0.0
+        ms.model.trainstep = trainstep
+        monkeypatch.setattr(report, 'verbose', True)
+        ms.trainmodel(train_len=2 * ms.data.batchepoch(40), batchsize=40, valid_len=1, print_every=1)
+        return re.findall(r'--- sample at step \d+ ---\n(.*?)\n---\n', capsys.readouterr().out, re.S)
+    first = samples('first')
+    assert len(set(first)) == len(first) == 2 * 4                       # two epochs of four steps
+    assert samples('again') == first
 
 
 def test_what_a_person_sees(make, capsys, monkeypatch):
@@ -348,12 +366,12 @@ def disk(monkeypatch):
     import storage
 
     class Disk:
-        full = False
+        full, number = False, errno.ENOSPC
     realopen = open
 
     def opening(path, mode, **options):
         if Disk.full and 'x' in mode:
-            raise OSError(28, 'No space left on device')
+            raise OSError(Disk.number, os.strerror(Disk.number))
         return realopen(path, mode, **options)
     monkeypatch.setattr(storage, 'open', opening, raising=False)
     return Disk
@@ -383,6 +401,55 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_keeps_the_net
     eval(re.search(r'ms\.trainmodel\(.*?\)', str(raised.value))[0])        # as a person would type it
     assert ms.checkpoint == ms.checkpoints()[-1] and ms.checkpoint.pos == 9 and ms.checkpoint.kind == 'validation'
     assert_same(ms, ModelState.load(ms.workdir.path))
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_or_a_quota_that_is_full_never_costs_the_checkpoint_that_the_network_comes_from(make, disk, number):
+    """The newest and the best stay too; where it isn't room that is lacking, all of them do."""
+    ms, disk.number = losses(make(), 4, 3, 1, 2), number
+    ms.trainmodel(num_rounds=4, train_len=2, batchsize=8, valid_len=1, print_every=0)
+    untrained, first, second, best, newest = ms.checkpoints()
+    ms.restore(second.name)
+    losses(ms, 5)
+    between(ms, {1: lambda: setattr(disk, 'full', True)})
+    with pytest.warns(UserWarning, match='checkpoint could not be written'), pytest.raises(RNGRUError, match=os.strerror(number)):
+        ms.trainmodel(train_len=2, batchsize=8, valid_len=1, print_every=0, keep=1)
+    assert ms.checkpoints() == ([] if number != errno.EIO else [untrained, first]) + [second, best, newest]
+
+
+def test_a_disk_that_refuses_from_the_beginning_is_refused_before_a_step_is_made(make, disk):
+    ms, disk.full, disk.number = make(), True, errno.EROFS
+    ms.model.trainstep = lambda *args: pytest.fail('a step was made')
+    with pytest.raises(RNGRUError, match='cannot be used as a working directory .Read-only file system'):
+        ms.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=0)
+
+
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_said_and_the_next_one_tries_again(make, monkeypatch):
+    ms, write, calls = make(), saving.write, []
+
+    def scarce(*args, **facts):
+        calls.append(ms.model.pos)
+        if len(calls) == 1:
+            raise MemoryError('no more')
+        return write(*args, **facts)
+    monkeypatch.setattr(saving, 'write', scarce)
+    with pytest.warns(UserWarning, match='checkpoint could not be written .no more.: nothing is lost'):
+        ms.trainmodel(num_rounds=2, train_len=3, batchsize=8, valid_len=1, print_every=0)
+    assert calls == [3, 6] and [c.pos for c in ms.checkpoints()] == [0, 6]
+
+
+def test_a_disk_that_refuses_is_tried_again_when_save_every_has_passed_and_not_at_every_step(make, monkeypatch):
+    ms, now, tried = make(), [0.0], []
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
+
+    def refused(ms, *args, **facts):
+        tried.append(ms.model.pos)
+        raise OSError(5, 'Input/output error')
+    monkeypatch.setattr(saving, 'write', refused)
+    between(ms, dict.fromkeys(range(1, 9), lambda: now.append(now.pop() + 10)))
+    with pytest.warns(UserWarning, match='checkpoint could not be written'), pytest.raises(RNGRUError, match='could not be written'):
+        ms.trainmodel(train_len=8, batchsize=8, valid_len=1, print_every=0, save_every=30)
+    assert tried == [3, 6, 8]
 
 
 def test_ctrl_c_on_a_full_disk_is_an_error_that_keeps_the_network(make, disk):
@@ -559,6 +626,34 @@ def test_minutes_take_about_that_long_and_timing_the_steps_changes_nothing(make,
     assert begun.done == run.steps and not ms.history().steps['updates'][0] > 1
 
 
+def test_what_compiling_and_timing_took_is_no_part_of_the_time_that_is_planned(make, monkeypatch):
+    ms, now, given = make(), [100.0], []
+
+    def measured(*args):
+        now[0] += 20
+        return 0.5, 3.0, 10
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(train, '_measure', measured)
+    monkeypatch.setattr(train, 'planned', lambda run, *times: given.append(times) or Run(1, 1, 8, 1))
+    ms.trainmodel(minutes=2, batchsize=8, print_every=0)
+    assert given == [(100.0, 0.5, 3.0, 10)]
+
+
+@pytest.mark.parametrize('valid_frac', [0.0, 0.3])
+def test_timed_steps_are_taken_back_from_a_network_that_has_been_trained(make, monkeypatch, valid_frac):
+    ms = make(optimizer='adam', ema=0.9, valid_frac=valid_frac)
+    ms.trainmodel(train_len=3, batchsize=8, **({} if valid_frac else {'valid_len': 1}), print_every=0)
+    ms.hyper.optimizer = 'adamw'                # its caches begin anew: updates that are counted apart
+    ms.trainmodel(train_len=2, batchsize=8, **({} if valid_frac else {'valid_len': 1}), print_every=0)
+    before, made = ms.model.arrays(), []
+    monkeypatch.setattr(train, '_seconds', lambda work, atleast: made.append(work()) or 0.25)
+    count = ms.heldout.numsteps(4) if valid_frac else ms.data.batchepoch(4)
+    assert train._measure(ms, 4) == (0.25, 0.25 * count, count) and len(made) == 2
+    assert (ms.model.updates, ms.model.cacheupdates, ms.model.pos) == (5, 2, 5)
+    for name, value in ms.model.arrays().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
 def losses(ms, *values):
     """Have validation give these losses, a round each, whatever the network; it is of one step."""
     values = iter(values)
@@ -698,12 +793,30 @@ def test_the_history_has_a_row_for_each_step_and_each_validation(make):
         assert steps[name].tolist() == pytest.approx([each[i] for each in given], rel=1e-5)
     assert set(steps['clipped']) <= {0, 1} and validations['loss'].tolist() == pytest.approx([c.loss for c in ms.checkpoints()[1:]])
     assert steps['learnrate'].tolist() == pytest.approx([0.0005, 0.001] + [0.001 * (12 - i) / 12 for i in range(12)])
+    # A validation's is the next step's; behind the run's last one there is none.
+    assert validations['learnrate'].tolist() == pytest.approx([0.001 * 7 / 12, np.nan], nan_ok=True)
     assert (np.diff(table['seconds']) >= 0).all() and (steps['characters_per_second'] > 0).all()
     ms = ModelState.load(ms.workdir.path)
     ms.trainmodel(train_len=2, batchsize=16, valid_len=1, print_every=0)
     table = ms.history()
     assert table['updates'].tolist()[-4:] == [14, 15, 16, 16] and table['characters'][-1] == 160 * 16
     assert (np.diff(table['seconds']) >= 0).all()                       # of all sessions together
+
+
+def test_a_steps_speed_is_its_characters_over_the_time_from_its_beginning_to_its_numbers(make, monkeypatch):
+    ms, now = make(), [100.0]
+    trainstep, batch = ms.model.trainstep, ms.data.batch
+
+    def took(seconds, function):
+        def work(*args):
+            now[0] += seconds
+            return function(*args)
+        return work
+    monkeypatch.setattr(train.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(ms.data, 'batch', took(8, batch))               # before a step begins
+    ms.model.trainstep = took(2, trainstep)
+    ms.trainmodel(train_len=3, batchsize=16, valid_len=1, print_every=0)
+    assert ms.history().steps['characters_per_second'].tolist() == [160 / 2] * 3
 
 
 def test_rows_of_steps_that_are_made_again_are_superseded(make):
@@ -740,6 +853,14 @@ def test_the_history_is_written_before_each_checkpoint_every_few_seconds_and_at_
     between(ms, {4: lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01))})
     ms.trainmodel(train_len=50, batchsize=8, valid_len=1, print_every=0)
     assert ms.history()['updates'].max() == 20
+
+
+def test_a_power_loss_finds_the_rows_of_all_steps_that_a_checkpoint_holds(make, monkeypatch):
+    ms = make()
+    with diskcalls(monkeypatch, ms.workdir.path) as calls:
+        ms.trainmodel(train_len=3, batchsize=8, valid_len=1, print_every=0)
+    rows, facts = ms.workdir.path / 'history.csv', ms.checkpoint.name
+    assert calls.index(f'fsync history.csv {rows.stat().st_size}') < calls.index(f'replace {facts}~ {facts}')
 
 
 @pytest.mark.parametrize('damage', ['nonsense', 'directory', 'disk'])

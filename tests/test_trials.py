@@ -280,6 +280,8 @@ def test_ctrl_c_before_the_first_step_interrupts_a_trial_and_leaves_the_others_w
     found = tryhyper(srcfile, tmp_path / 'tries', {'seed': [1, 2]}, executor=executor, train_len=4, **SMALL)
     assert [(trial.name, trial.state, trial.why) for trial in found] == [('seed=1', 'interrupted', ''), ('seed=2', 'waiting', '')]
     assert len(executor.tasks) == 1 and os.listdir(tmp_path / 'tries') == ['seed=1'] and found.best is None
+    waiting = found[1].history()                # of no rows, and a table all the same
+    assert (len(waiting), len(waiting.steps), waiting.best, repr(waiting)) == (0, 0, None, 'No steps yet.')
     monkeypatch.setattr(train, '_rounds', rounds)
     found = tryhyper(srcfile, tmp_path / 'tries', {'seed': [1, 2]}, executor=executor, train_len=4, **SMALL)
     assert_same(byname(found)['seed=1'], alone(srcfile, tmp_path / 'alone', {'train_len': 4}))
@@ -391,7 +393,7 @@ def test_progress_goes_by_the_ends_of_the_histories(srcfile, tmp_path, monkeypat
     history.write_text(''.join(whole[:6]) + whole[6][:9])       # five steps, and a line under way
     fifth = float(whole[5].split(',')[6])
     (found[0].workdir / 'history.csv').rename(tmp_path / 'first')
-    watch = trials.Watch(found)
+    watch = trials.Monitor(found)
     watch.look()
     assert not shown
     (tmp_path / 'first').rename(found[0].workdir / 'history.csv')
