@@ -54,7 +54,8 @@ struct Emulated {
         Tiles& t = tiles();
         for (int i = 0; i < t.rows[sums]; ++i)
             for (int k = 0; k < 32; ++k)
-                for (int j = 0; j < 16; ++j) t.sums[sums][i][j] += value(t.operands[left][i][k]) * value(t.operands[right][k / 2][2 * j + k % 2]);
+                for (int j = 0; j < 16; ++j)
+                    t.sums[sums][i][j] += value(t.operands[left][i][k]) * value(t.operands[right][k / 2][2 * j + k % 2]);
     }
     static float value(Bf16 b) {
         const uint32_t bits = (uint32_t)b.bits << 16;

@@ -222,8 +222,8 @@ void transposed_product(const Tiles<O>& tiles, int64_t first, int64_t last, cons
             }
     }
 }
-template void transposed_product(const Tiles<float>&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*, int64_t, bool,
-                                 float*, float*, Witness<float>);
-template void transposed_product(const Tiles<Bf16>&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*, int64_t, bool,
-                                 Bf16*, Bf16*, Witness<Bf16>);
+template void transposed_product(const Tiles<float>&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*, int64_t,
+                                 bool, float*, float*, Witness<float>);
+template void transposed_product(const Tiles<Bf16>&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*, int64_t,
+                                 bool, Bf16*, Bf16*, Witness<Bf16>);
 }  // namespace rngru

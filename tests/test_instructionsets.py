@@ -118,6 +118,22 @@ def test_the_kernels_of_every_instruction_set_agree_with_plain_loops(driver, tmp
     passes([tmp_path / 'driver'], name, cases)
 
 
+REFUSING = '#include <errno.h>\nextern "C" long syscall(long, ...) { errno = EPERM; return -1; }\n'
+
+
+@pytest.mark.skipif(BEST != 'AMX', reason='this processor has no tiles')
+def test_where_the_system_refuses_tiles_kernels_do_without(driver, tmp_path):
+    """Ours are those of another set; those of AMX, loaded all the same, compute without."""
+    assert native.accelerates('bfloat16') and not native.accelerates('int8')
+    (tmp_path / 'refusing.cpp').write_text(REFUSING)
+    refusing = {'LD_PRELOAD': str(tmp_path / 'refusing.so')}
+    done([*shlex.split(CXX), '-shared', '-fPIC', tmp_path / 'refusing.cpp', '-o', refusing['LD_PRELOAD']])
+    assert finished(process('print(compiler.instructionsets()[0])', **refusing)) == 'AVX-512\n'
+    library = compiler.compiled('AMX')
+    done([*shlex.split(CXX), *OPTIONS, driver, library, f'-Wl,-rpath,{library.parent}', '-o', tmp_path / 'driver'])
+    passes([tmp_path / 'driver'], 'AMX', 10, env={**os.environ, **refusing})
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('more', [[], ['-DRNGRU_TILES=1']], ids=['vectors', 'AMX'])
 def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path, more):
