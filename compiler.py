@@ -7,6 +7,7 @@ The instruction set is the best that the processor says it has, and that the com
 native: compilers older than a processor mistake it.
 """
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -31,15 +32,18 @@ FLAGS = ['-O3', '-std=c++17', '-fPIC', '-pthread', '-fvisibility=hidden']
 # knows. 'scalar' leaves vectors to the compiler: any processor has it.
 AVX512 = ('avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx2', 'fma')
 SCALAR = ('scalar', (), ['-DRNGRU_SHAPE=4'])
-X86 = [('AVX-512', (*AVX512, 'avx512_bf16', 'avx512_vnni'), [*(f'-m{name}' for name in AVX512), '-mavx512bf16', '-mavx512vnni']),
-       ('AVX-512', (*AVX512, 'avx512_vnni'), [*(f'-m{name}' for name in AVX512), '-mavx512vnni']),
-       ('AVX-512', AVX512, [f'-m{name}' for name in AVX512]),
+FLAGS512 = [f'-m{name}' for name in AVX512]
+X86 = [('AMX', (*AVX512, 'avx512_bf16', 'avx512_vnni', 'amx_tile', 'amx_bf16'),
+        [*FLAGS512, '-mavx512bf16', '-mavx512vnni', '-mamx-tile', '-mamx-bf16']),
+       ('AVX-512', (*AVX512, 'avx512_bf16', 'avx512_vnni'), [*FLAGS512, '-mavx512bf16', '-mavx512vnni']),
+       ('AVX-512', (*AVX512, 'avx512_vnni'), [*FLAGS512, '-mavx512vnni']),
+       ('AVX-512', AVX512, FLAGS512),
        ('AVX2', ('avx2', 'fma'), ['-mavx2', '-mfma']),
        ('AVX', ('avx',), ['-mavx']),
        ('SSE2', (), ['-msse2']),
        SCALAR]
 ARM = [('NEON', (), []), SCALAR]                # 64 bits: NEON is part of the base
-NAMES = ('AVX-512', 'AVX2', 'AVX', 'SSE2', 'NEON', 'scalar')
+NAMES = ('AMX', 'AVX-512', 'AVX2', 'AVX', 'SSE2', 'NEON', 'scalar')
 
 
 class NoCompiler(OSError):
@@ -162,10 +166,17 @@ def _had():
 def _x86features():
     """The processor's features, by Linux's names: those that its kernel lets programs use, and a hypervisor has not hidden."""
     try:
-        return set(re.search(r'^flags\s*:(.*)', Path('/proc/cpuinfo').read_text(), re.M)[1].split())
+        features = set(re.search(r'^flags\s*:(.*)', Path('/proc/cpuinfo').read_text(), re.M)[1].split())
+        return features if 'amx_tile' not in features or _maytile() else features - {'amx_tile'}
     except (OSError, TypeError):                # macOS
         names = ['machdep.cpu.features', 'machdep.cpu.leaf7_features']
         if not shutil.which('sysctl'):
             return set()
         said = subprocess.run(['sysctl', '-n', *names], capture_output=True, text=True).stdout
         return set(said.lower().replace('avx1.0', 'avx').split())
+
+
+def _maytile():
+    """Whether Linux gives this process the tiles of AMX, which it has to be asked for: older ones and some containers don't."""
+    ARCH_PRCTL, REQUEST, TILES = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST, TILES) == 0

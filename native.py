@@ -136,7 +136,7 @@ def trainable(precision: str) -> str:
         return precision
     if report.verbose and precision not in _explained:
         _explained.add(precision)
-        report.say(f'Computing in float32: only kernels for AVX-512 BF16 are faster in {precision} (here: {describe()}).')
+        report.say(f'Computing in float32: only kernels for AMX, or AMD\'s AVX-512, are faster in {precision} (here: {describe()}).')
     return 'float32'
 
 

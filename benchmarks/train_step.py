@@ -124,7 +124,8 @@ OPTIONS = {'rmsprop': {}, 'sgd': {'optimizer': 'sgd'}, 'adam': {'optimizer': 'ad
            'adamw and all': {'optimizer': 'adamw', 'clipping': 'norm', 'dropout': 0.2, 'ema': 0.999, 'regcost': 0.2}}
 
 # For each instruction set processors that had no better one, by OpenBLAS's names: it has kernels of their own for these.
-CORETYPES = {'AVX-512': ['SkylakeX', 'Cooperlake'], 'AVX2': ['Haswell', 'Zen'], 'AVX': ['Sandybridge'],
+CORETYPES = {'AMX': ['SkylakeX', 'Cooperlake', 'SapphireRapids'], 'AVX-512': ['SkylakeX', 'Cooperlake'],
+             'AVX2': ['Haswell', 'Zen'], 'AVX': ['Sandybridge'],
              'SSE2': ['Prescott', 'Core2', 'Nehalem', 'Barcelona'], 'NEON': ['ARMV8', 'NEOVERSEN1']}
 
 

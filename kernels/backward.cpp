@@ -214,8 +214,9 @@ struct Backward {
 
     // Tiles [first, last) of rows of a (., 3H) weight gradient, the columns of some gates.
     template <class A>
-    void weight_rows(float* dW, const Tiles& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const A* right,
+    void weight_rows(float* dW, const Tiles<A>& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const A* right,
                      int64_t right_stride, int first_gate, int last_gate, int thread, Witness<A> witness = {}) {
+        static_assert(PACKED<A> * sizeof(A) <= PACKED<float> * sizeof(float), "the operand's blocks fit");
         A* const block = sizeof(A) == sizeof(O) ? (A*)paired + thread * KC * PW : nullptr;
         transposed_product(tiles, first, last, left, K, right, right_stride, Gates{first_gate, last_gate, d.H}, dW, 3 * d.H, false,
                            (A*)(packed + thread * PACKED<float>), block, witness);
@@ -225,7 +226,7 @@ struct Backward {
     // processor foresees long runs of memory by itself, not the short ones in so many panels.
     template <class A>
     void input_rows(int64_t from, int64_t to, int64_t ahead, Left<A> dG, const A* Ut, float* out) {
-        const int64_t K = d.K, chunks = 3 * d.np, tiles = ((to - from + MR - 1) / MR) * (KP / PW);
+        const int64_t K = d.K, chunks = 3 * d.np, tiles = ((to - from + ROWS<A> - 1) / ROWS<A>) * (KP / PW);
         const A* const coming = dG.p + (from + ahead) * dG.rows;
         int64_t tile = 0, chunk = ahead ? 0 : chunks;
         product(
@@ -248,10 +249,11 @@ struct Backward {
     void large_products(int threads, const Characters& characters) {
         Timer timer(WEIGHTS);
         const bool vectors = l.input == RNGRU_VECTORS;
-        const int64_t blocks = (d.TB + MR - 1) / MR;
-        const Tiles inputs(d.K), states(d.H);
-        Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache(3 * d.HP) / MR, 0), dU(vectors ? inputs.count : 0, 16, 0);
-        Parts dWzr(states.count, 16, 0), dWh(states.count, 16, 2);
+        constexpr int64_t R = ROWS<O>, MOST = TILES<O>;
+        const int64_t blocks = (d.TB + R - 1) / R;
+        const Tiles<O> inputs(d.K), states(d.H);
+        Parts dX(vectors && l.dX ? blocks : 0, rows_in_cache<O>(3 * d.HP) / R, 0), dU(vectors ? inputs.count : 0, MOST, 0);
+        Parts dWzr(states.count, MOST, 0), dWh(states.count, MOST, TILED<O> ? 1 : 2);
         const Rows before{l.s0, l.S, d.B, d.H}, reset{l.s0, l.S, d.B, d.H, l.G + d.H, 3 * d.H};
 
         parallel(threads, [&](int thread, int n) {
@@ -263,7 +265,7 @@ struct Backward {
             const auto summed = [&] { return from > 0 ? Witness<O>() : witness<O>(sum); };
             const O* const dG = this->dG;
             while (dX.take(n, from, to))
-                input_rows(from * MR, to * MR < d.TB ? to * MR : d.TB, (to - from) * MR * n, panels(dG, stride), Ut, l.dX);
+                input_rows(from * R, to * R < d.TB ? to * R : d.TB, (to - from) * R * n, panels(dG, stride), Ut, l.dX);
             while (dU.take(n, from, to))
                 weight_rows(l.dU, inputs, from, to, Rows{nullptr, l.X, 0, d.K}, d.TB, dG, stride, 0, 3, thread);
             while (dWzr.take(n, from, to)) weight_rows(l.dW, states, from, to, before, d.TB, dG, stride, 0, 2, thread, summed());
@@ -273,7 +275,7 @@ struct Backward {
 
     // The same for the characters' input vectors: their gradients, and dU.
     void character_products(int threads, const Characters& characters) {
-        const Tiles inputs(d.K);
+        const Tiles<float> inputs(d.K);
         Parts dX((characters.n + MR - 1) / MR, 4, 0), dU(inputs.count, 8);
         parallel(threads, [&](int thread, int n) {
             int64_t from, to;

@@ -33,11 +33,11 @@ void multiply_packed_rows(int64_t K, const O* a, const O* b, float* c, int64_t l
         for (int k = 0; k < PW; k += FETCH<O> * (int)STEP<O>, coming += every) {
             __builtin_prefetch(coming, 0, 2);
 #pragma GCC unroll 4
-            for (int step = 0; step < FETCH<O>; ++step, a += STEP<O> * PR, b += STEP<O> * PW) tile.step(a, STEP<O>, b);
+            for (int step = 0; step < FETCH<O>; ++step, a += STEP<O> * PR<O>, b += STEP<O> * PW) tile.step(a, STEP<O>, b);
         }
     if (add) tile.add(c, ld);
     tile.put(c, ld);
-    if (K > 0) rest<O, R>(K, a, STEP<O>, PR, b, c, ld);
+    if (K > 0) rest<O, R>(K, a, STEP<O>, PR<O>, b, c, ld);
 }
 }  // namespace
 
@@ -51,48 +51,66 @@ typename Multiply<O>::Packed* const Multiply<O>::packed[MR + 1] = {
     nullptr,                    multiply_packed_rows<O, 1>, multiply_packed_rows<O, 2>, multiply_packed_rows<O, 3>,
     multiply_packed_rows<O, 4>, multiply_packed_rows<O, 5>, multiply_packed_rows<O, 6>};
 template struct Multiply<float>;
+#if !defined(RNGRU_TILES)
 template struct Multiply<Bf16>;
+#endif
+
+// A row of a panel's columns of weights is in another page than the one before: no processor foresees it.
+constexpr int64_t AHEAD = 8;  // rows
 
 void pack(float* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
     src += p * PW;
-    for (int64_t k = 0; k < K; ++k, panel += PW, src += ld)
+    for (int64_t k = 0; k < K; ++k, panel += PW, src += ld) {
+        fetch_row<3>(src + AHEAD * ld);
         for (int v = 0; v < NV; ++v) store(panel + v * W, load(src + v * W, N - p * PW - v * W));
+    }
 }
 
 void pack(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t N, int64_t p) {
     src += p * PW;
-    for (int64_t k = 0; k < K; k += 2, panel += 2 * PW, src += 2 * ld)
+    for (int64_t k = 0; k < K; k += 2, panel += 2 * PW, src += 2 * ld) {
+        fetch_row<3>(src + AHEAD * ld);
+        fetch_row<3>(src + (AHEAD + 1) * ld);
         for (int v = 0; v < NV; ++v) {
             const int64_t left = N - p * PW - v * W;
             store_pairs(panel + 2 * v * W, load(src + v * W, left), load(src + (k + 1 < K ? ld : 0) + v * W, k + 1 < K ? left : 0));
         }
+    }
+    memset(panel, 0, (size_t)(PW * (depth<Bf16>(K) - (K + 1) / 2 * 2)) * sizeof(Bf16));
 }
 
 void pack_transposed(float* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
     const int64_t n = N - p * PW < PW ? N - p * PW : PW;
     src += p * PW * ld;
-    constexpr int64_t BLOCK = 16;  // 16 columns of each row, a line or two, go to 16 rows of the panel
-    for (int64_t k0 = 0; k0 < K; k0 += BLOCK) {
-        const int64_t kn = K - k0 < BLOCK ? K - k0 : BLOCK;
-        for (int64_t j = 0; j < n; ++j)
-            for (int64_t k = 0; k < kn; ++k) panel[(k0 + k) * PW + j] = src[j * ld + k0 + k];
-        for (int64_t j = n; j < PW; ++j)
-            for (int64_t k = 0; k < kn; ++k) panel[(k0 + k) * PW + j] = 0;
-    }
-    for (int64_t k = K * PW; k < K_padded * PW; ++k) panel[k] = 0;
+    for (int64_t k0 = 0; k0 < K_padded; k0 += W)
+        for (int64_t j0 = 0; j0 < PW; j0 += W) {
+            I rows[W];
+            for (int64_t j = 0; j < W; ++j) {
+                const float* const row = src + (j0 + j) * ld + k0;
+                __builtin_prefetch(row + AHEAD * W);
+                rows[j] = (I)(j0 + j < n ? load(row, K - k0) : splat(0));
+            }
+            transpose(rows);
+            for (int64_t k = 0; k < W && k0 + k < K_padded; ++k) store(panel + (k0 + k) * PW + j0, (V)rows[k]);
+        }
 }
 
 void pack_transposed(Bf16* panel, const float* src, int64_t ld, int64_t K, int64_t K_padded, int64_t N, int64_t p) {
     const int64_t n = N - p * PW < PW ? N - p * PW : PW;
     src += p * PW * ld;
-    constexpr int64_t BLOCK = 16;
-    static_assert(BLOCK % W == 0, "a block is whole vectors");
-    memset(panel, 0, (size_t)(K_padded * PW) * sizeof(Bf16));
-    for (int64_t k0 = 0; k0 < K; k0 += BLOCK)
-        for (int64_t j = 0; j < n; ++j) {
-            Bf16 block[BLOCK];
-            for (int64_t k = 0; k < BLOCK; k += W) store(block + k, load(src + j * ld + k0 + k, K - k0 - k));
-            for (int64_t k = 0; k < BLOCK && k0 + k < K; k += 2) memcpy(panel + (k0 + k) * PW + 2 * j, block + k, 2 * sizeof(Bf16));
+    for (int64_t k0 = 0; k0 < K_padded; k0 += 2 * W)
+        for (int64_t j0 = 0; j0 < PW; j0 += W) {
+            I rows[W];
+            for (int64_t j = 0; j < W; ++j) {
+                Halves halves[2] = {};
+                const float* const row = src + (j0 + j) * ld + k0;
+                __builtin_prefetch(row + AHEAD * W);
+                __builtin_prefetch(row + (AHEAD + 1) * W);
+                for (int64_t i = 0; i < 2 && j0 + j < n; ++i) halves[i] = nearest(load(row + i * W, K - k0 - i * W));
+                memcpy(&rows[j], halves, sizeof halves);
+            }
+            transpose(rows);
+            for (int64_t k = 0; k < W && k0 + 2 * k < K_padded; ++k) memcpy(panel + (k0 + 2 * k) * PW + 2 * j0, &rows[k], sizeof rows[k]);
         }
 }
 
@@ -106,30 +124,40 @@ void to_bf16(Bf16* to, const float* from, int64_t n, int64_t padded) {
 }
 
 namespace {
-// Copies tiles [first, last) of row k, or of two rows from there in pairs, to places TILE apart.
+// Copies tiles [first, last) of row k, or of n rows from there in pairs, to places TILE apart.
 template <bool product>
 RNGRU_INLINE V row_part(const Rows& rows, int64_t k, int64_t m, int64_t left) {
     const V v = load(rows.row(k) + m, left);
     return product ? v * load(rows.times + k * rows.times_ld + m, left) : v;
 }
 template <bool product>
-RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, bool, float* p) {
+RNGRU_INLINE void pack_rows(const Tiles<float>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, int64_t, float* p) {
     int64_t m = tiles.start(first);
     for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<float>)
-        for (int j = 0; j < PR; j += W) {
+        for (int j = 0; j < PR<float>; j += W) {
             const V v = row_part<product>(rows, k, m + j, tiles.M - m - j);
-            memcpy(p + j, &v, sizeof(float) * (W < PR ? W : PR));
+            memcpy(p + j, &v, sizeof(float) * (W < PR<float> ? W : PR<float>));
         }
 }
 template <bool product>
-RNGRU_INLINE void pack_rows(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, bool both, Bf16* p) {
+RNGRU_INLINE void pack_rows(const Tiles<Bf16>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, int64_t n, Bf16* p) {
     int64_t m = tiles.start(first);
+    const auto row = [&](int64_t i, int64_t at) RNGRU_LAMBDA {
+        return i < n ? row_part<product>(rows, k + i, at, tiles.M - at) : splat(0);
+    };
     for (int64_t i = first; i < last; m += tiles.size(i), ++i, p += TILE<Bf16>)
-        for (int j = 0; j < PR; j += W) {
-            const int64_t left = tiles.M - m - j;
-            Bf16 pairs[2 * W];
-            store_pairs(pairs, row_part<product>(rows, k, m + j, left), both ? row_part<product>(rows, k + 1, m + j, left) : splat(0));
-            memcpy(p + 2 * j, pairs, sizeof(Bf16) * 2 * (W < PR ? W : PR));
+        if constexpr (TILED<Bf16>) {
+            for (int j = 0; j < TILE_ROWS; j += W) {
+                I pairs[W];
+                for (int k = 0; k < W; ++k) pairs[k] = nearest_pairs(row(2 * k, m + j), row(2 * k + 1, m + j));
+                transpose(pairs);
+                memcpy(p + j * TILE_DEPTH, pairs, sizeof pairs);
+            }
+        } else {
+            for (int j = 0; j < PR<Bf16>; j += W) {
+                const I pairs = nearest_pairs(row(0, m + j), row(1, m + j));
+                memcpy(p + 2 * j, &pairs, sizeof(Bf16) * 2 * (W < PR<Bf16> ? W : PR<Bf16>));
+            }
         }
 }
 
@@ -138,25 +166,27 @@ const float* rows_as_panel(const float* panel, int64_t, float*) { return panel; 
 const Bf16* rows_as_panel(const Bf16* panel, int64_t n, Bf16* to) {
     for (int64_t k = 0; k < n; k += 2, panel += 2 * PW)
         for (int j = 0; j < PW; j += W) {
-            const V even = load(panel + j), odd = k + 1 < n ? load(panel + PW + j) : splat(0);
-            const I pairs = (I)even >> 16 | (I)odd;
+            const I even = load_wide(panel + j), odd = k + 1 < n ? load_wide(panel + PW + j) : I{}, pairs = even | odd << 16;
             memcpy(to + k * PW + 2 * j, &pairs, sizeof pairs);
         }
+    const int64_t end = (n + 1) / 2 * 2;
+    memset(to + end * PW, 0, (size_t)((depth<Bf16>(n) - end) * PW) * sizeof(Bf16));
     return to;
 }
 }  // namespace
 
 template <class O>
-void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const Rows& rows, int64_t K, const O* right, int64_t stride,
+void transposed_product(const Tiles<O>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t K, const O* right, int64_t stride,
                         Gates gates, float* result, int64_t ld, bool add, O* packed, O* paired, Witness<O> witness) {
     const int64_t np = whole_panels(gates.columns), all = (gates.last - gates.first) * np * (last - first);
     const int64_t from = tiles.start(first), to = tiles.start(last);
     for (int64_t k0 = 0; k0 < K; k0 += KC) {
         const int64_t kn = K - k0 < KC ? K - k0 : KC, next = K - k0 - kn < KC ? K - k0 - kn : KC;
-        for (int64_t k = 0; k < kn; k += STEP<O>) {
-            for (int64_t ahead = k + 4; ahead < k + 4 + STEP<O> && ahead < kn; ++ahead) rows.fetch<3>(k0 + ahead, from, to);
-            if (rows.times) pack_rows<true>(tiles, first, last, rows, k0 + k, k + 1 < kn, packed + k * PR);
-            else pack_rows<false>(tiles, first, last, rows, k0 + k, k + 1 < kn, packed + k * PR);
+        for (int64_t k = 0; k < kn; k += DEPTH<O>) {
+            const int64_t n = kn - k < DEPTH<O> ? kn - k : DEPTH<O>;
+            for (int64_t ahead = k + 4; ahead < k + 4 + DEPTH<O> && ahead < kn; ++ahead) rows.fetch<3>(k0 + ahead, from, to);
+            if (rows.times) pack_rows<true>(tiles, first, last, rows, k0 + k, n, packed + k * PR<O>);
+            else pack_rows<false>(tiles, first, last, rows, k0 + k, n, packed + k * PR<O>);
         }
         int64_t fetched = 0, done = 0;  // rows of the next block; tiles of this one
         for (int gate = gates.first; gate < gates.last; ++gate)
@@ -174,25 +204,26 @@ void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const R
                     for (++done; fetched < next && fetched * all < done * next; ++fetched) rows.fetch<2>(k0 + kn + fetched, from, to);
                     for (int j = 0; j < R; ++j) prefetch_row(c + j * ld);
                     const O* const left = packed + (i - first) * TILE<O>;
-                    if (column + PW <= gates.columns) {
-                        Multiply<O>::packed[R](depth<O>(kn), left, operand, c, ld, add || k0 > 0, coming, every);
+                    if (column + PW <= gates.columns && (!TILED<O> || R == ROWS<O>)) {
+                        multiply_packed(R, depth<O>(kn), left, operand, c, ld, add || k0 > 0, coming, every);
                     } else {
-                        alignas(64) float part[MR * PW];
-                        Multiply<O>::packed[R](depth<O>(kn), left, operand, part, PW, false, coming, every);
+                        alignas(64) float part[ROWS<O> * PW];
+                        multiply_packed(TILED<O> ? ROWS<O> : R, depth<O>(kn), left, operand, part, PW, false, coming, every);
+                        const int64_t end = column + PW < gates.columns ? column + PW : gates.columns;
                         for (int j = 0; j < R; ++j)
-                            for (int64_t n = column; n < gates.columns; ++n) {
+                            for (int64_t n = column; n < end; ++n) {
                                 float* const at = c + j * ld + n - column;
                                 *at = part[j * PW + n - column] + (add || k0 > 0 ? *at : 0);
                             }
                     }
                     c += R * ld;
-                    coming += every * (kn / PW * PW / (FETCH<O> * STEP<O>));
+                    coming += every * lines_fetched<O>(kn);
                 }
             }
     }
 }
-template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*, int64_t, bool,
-                                 float*, float*, Witness<float>);
-template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*, int64_t, bool,
-                                 Bf16*, Bf16*, Witness<Bf16>);
+template void transposed_product(const Tiles<float>&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*, int64_t,
+                                 bool, float*, float*, Witness<float>);
+template void transposed_product(const Tiles<Bf16>&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*, int64_t,
+                                 bool, Bf16*, Bf16*, Witness<Bf16>);
 }  // namespace rngru

@@ -11,18 +11,25 @@
 #pragma once
 #include <stdint.h>
 
+#include "amx.hpp"
 #include "tile.hpp"
 
 namespace rngru {
 
 // The operands O are float, or Bf16 with its sums in float: then a panel holds pairs of rows, (k / 2, PW, 2), so that one instruction
-// multiplies and adds two of them. One step of a tile takes STEP<O> rows of k, and depth<O>(K) is K up to the next whole step; operands
-// are 0 from K to there.
+// multiplies and adds two of them. One step of a tile takes STEP<O> rows of k, of AMX's DEPTH<O>, and depth<O>(K) is K up to the next
+// whole step; operands are 0 from K to there. A block of a product has ROWS<O> rows at the most.
 template <class O>
 constexpr int64_t STEP = sizeof(float) / sizeof(O);
 template <class O>
+constexpr bool TILED = AMX && STEP<O> == 2;  // AMX computes
+template <class O>
+constexpr int ROWS = TILED<O> ? TILE_ROWS : MR;
+template <class O>
+constexpr int64_t DEPTH = TILED<O> ? TILE_DEPTH : STEP<O>;
+template <class O>
 constexpr int64_t depth(int64_t K) {
-    return (K + STEP<O> - 1) / STEP<O> * STEP<O>;
+    return (K + DEPTH<O> - 1) / DEPTH<O> * DEPTH<O>;
 }
 
 // Element (i, k) of a left operand is p[i * rows + k / PW * chunks + k % PW].
@@ -40,8 +47,9 @@ Left<O> panels(const O* p, int64_t stride) {
     return {p, PW, stride};
 }
 
-constexpr int PR = 8;  // rows of a packed left operand
-static_assert(MR <= PR, "a tile's rows fit a packed step");
+template <class O>
+constexpr int PR = TILED<O> ? TILE_ROWS : 8;  // rows of a packed left operand
+static_assert(MR <= PR<float>, "a tile's rows fit a packed step");
 template <class O>
 constexpr int FETCH = 128 / PW < PW / STEP<O> ? 128 / PW : PW / STEP<O>;  // steps for each line fetched: 8 tiles fetch a panel
 // The products of a tile, one function for each number of rows R. K is whole steps.
@@ -50,8 +58,8 @@ struct Multiply {
     // c (R, PW) = left (R, K) times panel (K, PW).
     typedef void Rows(int64_t K, const O* p, int64_t rows, int64_t chunks, const O* panel, float* c);
     static Rows* const rows[MR + 1];
-    // The same with a left operand packed by k, PR a step: element (i, k) is p[k * PR + i], of pairs
-    // p[(k / 2 * PR + i) * 2 + k % 2]. The rows of c are `ld` apart, and with `add` the product is added to what they hold.
+    // The same with a left operand packed by k, PR<O> a step: element (i, k) is p[k * PR<O> + i], of pairs
+    // p[(k / 2 * PR<O> + i) * 2 + k % 2]. The rows of c are `ld` apart, and with `add` the product is added to what they hold.
     // Meanwhile the line at `coming`, and then each line `every` elements on, is fetched into the second-level cache, one in FETCH
     // steps: a processor has some dozen places for lines on their way, and waits where more are asked for at once.
     typedef void Packed(int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add, const O* coming, int64_t every);
@@ -59,6 +67,26 @@ struct Multiply {
 };
 extern template struct Multiply<float>;
 extern template struct Multiply<Bf16>;
+
+// The products of a block, by whatever computes them. AMX's packed left operand lies in tiles: element (i, k) is
+// p[(k / 32 * 32 + i) * 32 + k % 32], and has 32 rows.
+template <class O>
+RNGRU_INLINE void multiply(int R, int64_t K, const O* p, Left<O> left, const O* panel, float* c) {
+    if constexpr (TILED<O>) multiply_tiles(R, K, p, left.rows, TILE_DEPTH, left.chunks, panel, c, PW, false, panel, 0);
+    else Multiply<O>::rows[R](K, p, left.rows, left.chunks, panel, c);
+}
+template <class O>
+RNGRU_INLINE void multiply_packed(int R, int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add, const O* coming,
+                                  int64_t every) {
+    constexpr int64_t TILE = TILE_ROWS * TILE_DEPTH;
+    if constexpr (TILED<O>) multiply_tiles(R, K, left, TILE_DEPTH, TILE, 2 * TILE, panel, c, ld, add, coming, every);
+    else Multiply<O>::packed[R](K, left, panel, c, ld, add, coming, every);
+}
+// How many lines it fetches.
+template <class O>
+constexpr int64_t lines_fetched(int64_t K) {
+    return TILED<O> ? depth<O>(K) / TILE_DEPTH * TILE_LINES : K / PW * PW / (FETCH<O> * STEP<O>);
+}
 
 inline int64_t whole_panels(int64_t columns) { return (columns + PW - 1) / PW; }
 
@@ -83,27 +111,45 @@ struct Gates {
 };
 inline Gates one_matrix(int64_t columns) { return {0, 1, columns}; }
 
-// For each tile of rows [from, to) and of the gates' columns: before(row, R, gate, column), then
+// M rows in blocks of ROWS<O> at the most: of equal size (within 1), so that 8 become 4 + 4 and not 6 + 2; to AMX 16 rows are as much
+// work as fewer, so that there only the last block is smaller.
+template <class O>
+struct Tiles {
+    const int64_t M, count = (M + ROWS<O> - 1) / ROWS<O>;
+    const int64_t least = TILED<O> ? ROWS<O> : M / count, more = TILED<O> ? 0 : M % count;
+    explicit Tiles(int64_t M) : M(M) {}
+    int64_t start(int64_t i) const {
+        const int64_t row = i * least + (i < more ? i : more);
+        return row < M ? row : M;
+    }
+    int64_t size(int64_t i) const { return start(i + 1) - start(i); }
+};
+
+// For each block of rows [from, to) and of the gates' columns: before(row, R, gate, column), then
 // after(inside, row, R, gate, column, c). Panels in the outer loop: one is read from afar once and then from
-// the cache. The rows are cut into equal blocks, so that 8 become 4 + 4 and not 6 + 2.
+// the cache. By AMX as many of them as half of its second-level cache holds: it needs no nearer one, and another number of rows takes a
+// hundred nanoseconds.
 template <class O, class Before, class After>
 RNGRU_INLINE void product(int64_t from, int64_t to, int64_t K, Left<O> left, const O* right, Gates gates, Before before,
                           After after) {
-    alignas(64) float c[MR * PW];
-    const int64_t blocks = (to - from + MR - 1) / MR, least = (to - from) / blocks, more = (to - from) % blocks;
-    right += gates.first * whole_panels(gates.columns) * K * PW;
-    for (int gate = gates.first; gate < gates.last; ++gate)
-        for (int64_t column = 0; column < gates.columns; column += PW, right += K * PW) {
-            int64_t row = from;
-            for (int64_t i = 0; i < blocks; ++i) {
-                const int R = (int)(least + (i < more));
-                before(row, R, gate, column);
-                Multiply<O>::rows[R](K, left.p + row * left.rows, left.rows, left.chunks, right, c);
-                if (column + PW <= gates.columns) after(Inside<true>(), row, R, gate, column, (const float*)c);
-                else after(Inside<false>(), row, R, gate, column, (const float*)c);
-                row += R;
+    alignas(64) float c[ROWS<O> * PW];
+    const Tiles<O> blocks(to - from);
+    const int64_t np = whole_panels(gates.columns), end = gates.last * np;
+    const int64_t fitting = TILED<O> ? (1 << 20) / (K * PW * (int64_t)sizeof(O)) : 1, group = fitting < 1 ? 1 : fitting;
+    for (int64_t first = gates.first * np, last; first < end; first = last) {
+        last = first + group < end ? first + group : end;
+        for (int64_t i = 0, row = from, R; i < blocks.count; ++i, row += R) {
+            R = blocks.size(i);
+            for (int64_t panel = first; panel < last; ++panel) {
+                const int gate = (int)(panel / np);
+                const int64_t column = panel % np * PW;
+                before(row, (int)R, gate, column);
+                multiply((int)R, K, left.p + row * left.rows, left, right + panel * K * PW, c);
+                if (column + PW <= gates.columns) after(Inside<true>(), row, (int)R, gate, column, (const float*)c);
+                else after(Inside<false>(), row, (int)R, gate, column, (const float*)c);
             }
         }
+    }
 }
 
 template <class O>
@@ -139,14 +185,6 @@ V sum_of_rows(const O* panel, int64_t n) {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// The M rows of a left operand that is read by columns, in tiles of equal size (within 1).
-struct Tiles {
-    const int64_t M, count = (M + MR - 1) / MR, least = M / count, more = M % count;
-    explicit Tiles(int64_t M) : M(M) {}
-    int64_t start(int64_t i) const { return i * least + (i < more ? i : more); }
-    int64_t size(int64_t i) const { return least + (i < more); }
-};
-
 // The rows of a left operand that is read by columns, `ld` apart: of one matrix, or the first ones of another; each as it is, or times a
 // row of a third, element by element.
 struct Rows {
@@ -177,13 +215,15 @@ Witness<O> witness(const F& f) {
             }};
 }
 
-constexpr int64_t KC = 256, TILES = 16;
+constexpr int64_t KC = 256;
 template <class O>
-constexpr int64_t TILE = KC * PR + LINE<O>;
+constexpr int64_t TILES = TILED<O> ? 4 : 16;  // of 128 rows and 1536 columns the sums take 0.8 MB, and stay near
 template <class O>
-constexpr int64_t PACKED = TILES * TILE<O>;
+constexpr int64_t TILE = KC * PR<O> + LINE<O>;
+template <class O>
+constexpr int64_t PACKED = TILES<O> * TILE<O>;
 
-// Tiles [first, last), at most TILES of them, of left^T right, where the
+// Tiles [first, last), at most TILES<O> of them, of left^T right, where the
 // right operand's panels have K rows and are `stride` apart; the result's rows are `ld` apart, its gates side by
 // side. k goes in blocks of KC, so that a block of a panel stays in the first-level cache; the sums of the
 // blocks are added up in the result, and the rows of the next block and the next panel fetched meanwhile.
@@ -191,10 +231,10 @@ constexpr int64_t PACKED = TILES * TILE<O>;
 // since at a multiple of 4096 bytes the 16 that are written in turn fell on the same few sets of the cache. Packing costs 2 % at 256
 // columns of the right operand, less at more.
 template <class O>
-void transposed_product(const Tiles& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const O* right, int64_t stride,
+void transposed_product(const Tiles<O>& tiles, int64_t first, int64_t last, const Rows& left, int64_t K, const O* right, int64_t stride,
                         Gates gates, float* result, int64_t ld, bool add, O* packed, O* paired, Witness<O> witness);
-extern template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*,
+extern template void transposed_product(const Tiles<float>&, int64_t, int64_t, const Rows&, int64_t, const float*, int64_t, Gates, float*,
                                         int64_t, bool, float*, float*, Witness<float>);
-extern template void transposed_product(const Tiles&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*,
+extern template void transposed_product(const Tiles<Bf16>&, int64_t, int64_t, const Rows&, int64_t, const Bf16*, int64_t, Gates, float*,
                                         int64_t, bool, Bf16*, Bf16*, Witness<Bf16>);
 }  // namespace rngru

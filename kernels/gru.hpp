@@ -55,9 +55,9 @@ inline void encode(const rngru_layer& l, const Characters& characters, float* ro
 }
 
 // Rows of a left operand of K columns that, with a panel beside them, fit half of a second-level cache of 512 KB.
-inline int64_t rows_in_cache(int64_t K) {
-    int64_t blocks = 48 * 1024 / K / MR;
-    blocks = blocks < 4 ? 4 : blocks > 20 ? 20 : blocks;
-    return blocks * MR;
+template <class O>
+int64_t rows_in_cache(int64_t K) {
+    const int64_t blocks = (TILED<O> ? 256 : 48) * 1024 / K / ROWS<O>, least = TILED<O> ? 2 : 4, most = TILED<O> ? 16 : 20;
+    return (blocks < least ? least : blocks > most ? most : blocks) * ROWS<O>;
 }
 }  // namespace rngru

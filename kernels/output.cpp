@@ -129,7 +129,7 @@ struct Output {
     }
 
     // Tiles [first, last) of dV, summed over the `count` rows of the pass; the first ones see to dc.
-    void weight_rows(int64_t start, int64_t count, const Tiles& tiles, int64_t first, int64_t last, int thread) const {
+    void weight_rows(int64_t start, int64_t count, const Tiles<float>& tiles, int64_t first, int64_t last, int thread) const {
         const auto add_to_dc = [&](const float* panel, int64_t k, int64_t n, int, int64_t column) {
             for (int j = 0; j < PW; j += W) {
                 const int64_t left = V_ - column - j;
@@ -152,7 +152,7 @@ struct Output {
                     rows(start, from * MR, to * MR < count ? to * MR : count);
             });
             if (!dS) continue;
-            const Tiles tiles(H);
+            const Tiles<float> tiles(H);
             Parts parts(tiles.count, 16);
             parallel(threads, [&](int thread, int n) {
                 for (int64_t from, to; parts.take(n, from, to);) weight_rows(start, count, tiles, from, to, thread);

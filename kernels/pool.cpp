@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "amx.hpp"
 #include "rngru.h"
 
 namespace rngru {
@@ -74,6 +75,7 @@ void* work(void* number) {
         wait(seat, true);
         set(seat.go, 0);
         job(job_data, thread, job_threads);
+        release_tiles();
         if (__atomic_sub_fetch(&seats[0].go, 1, __ATOMIC_SEQ_CST) == 0) wake(seats[0]);
     }
 }
@@ -143,6 +145,7 @@ void run_job(int n, void (*run)(void*, int, int), void* data) {
         }
     }
     run(data, 0, n);
+    release_tiles();
     if (n > 1) wait(seats[0], false);
 }
 
@@ -198,11 +201,14 @@ int rngru_get_threads(void) {
 
 const char* rngru_isa(void) { return ISA; }
 int rngru_accelerates(int precision) {
-#if defined(RNGRU_BF16)
-    if (precision == RNGRU_BFLOAT16) return 1;
-#endif
-    (void)precision;
+    if (precision != RNGRU_BFLOAT16) return 0;
+#if defined(RNGRU_TILES)
+    return tiles_permitted();
+#elif defined(RNGRU_BF16)
+    return !__builtin_cpu_is("intel");  // there it takes twice the time of a product of floats, which is half as long
+#else
     return 0;
+#endif
 }
 
 void rngru_profile(int on) {

@@ -129,10 +129,11 @@ RNGRU_API int rngru_threads_available(void);
 RNGRU_API int rngru_set_threads(int n);
 RNGRU_API int rngru_get_threads(void);
 
-/* "AVX-512", "AVX2", "AVX", "SSE2", "NEON" or "scalar": what the library was compiled for. */
+/* "AMX", "AVX-512", "AVX2", "AVX", "SSE2", "NEON" or "scalar": what the library was compiled for. */
 RNGRU_API const char *rngru_isa(void);
 
-/* Whether there are instructions that multiply operands of a precision faster than float32. Without, the results are the same. */
+/* Whether there are instructions that multiply operands of a precision faster than float32, and the system lets the process use them.
+ * Without, the results are the same, but for rounding. */
 RNGRU_API int rngru_accelerates(int precision);
 
 /* Time by phase, wall clock of the calling thread. profile(1) starts from zero, profile(0) stops.

@@ -15,14 +15,21 @@ namespace rngru {
 // W floats a vector; a register tile is MR rows by NV vectors: MR * NV accumulators, NV vectors of the
 // right operand and one broadcast must fit the registers (16 on AVX2 and SSE2, 32 on AVX-512 and NEON).
 // RNGRU_SHAPE=16 has the tiles of AVX-512 in the compiler's own vectors, to test them on a processor without;
-// RNGRU_SHAPE=4 those of no vectors at all, which is "scalar", on any processor.
+// RNGRU_SHAPE=4 those of no vectors at all, which is "scalar", on any processor. With RNGRU_TILES=1 the former multiplies
+// bfloat16 by the tiles of amx.hpp, emulated.
 #if defined(RNGRU_SHAPE)
 constexpr int W = RNGRU_SHAPE, NV = W == 16 ? 4 : 1, MR = 6;
 constexpr const char* ISA = W == 4 ? "scalar" : "emulated";
 #elif defined(__AVX512F__)
 #define RNGRU_AVX512
 constexpr int W = 16, NV = 4, MR = 6;
+#if defined(__AVX512BF16__) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+#define RNGRU_AMX
+#define RNGRU_TILES 1
+constexpr const char* ISA = "AMX";
+#else
 constexpr const char* ISA = "AVX-512";
+#endif
 #elif defined(__AVX__)
 #define RNGRU_AVX
 constexpr int W = 8, NV = 2, MR = 6;
@@ -88,11 +95,20 @@ struct Bf16 {
 };
 typedef uint16_t Halves __attribute__((vector_size(W * 2)));
 
-RNGRU_INLINE V load(const Bf16* p) {
+// Each in a lane of 32 bits; g++ 12 makes four instructions of what is one.
+RNGRU_INLINE I widen(Halves halves) {
+#if defined(RNGRU_AVX512)
+    return (I)_mm512_cvtepu16_epi32((__m256i)halves);
+#else
+    return __builtin_convertvector(halves, I);
+#endif
+}
+RNGRU_INLINE I load_wide(const Bf16* p) {
     Halves halves;
     memcpy(&halves, p, sizeof halves);
-    return (V)(__builtin_convertvector(halves, I) << 16);
+    return widen(halves);
 }
+RNGRU_INLINE V load(const Bf16* p) { return (V)(load_wide(p) << 16); }
 // To the nearest, of two the even one, as processors do it; what is no number stays none.
 RNGRU_INLINE Halves nearest(V v) {
 #if defined(RNGRU_BF16)
@@ -126,10 +142,46 @@ RNGRU_INLINE I load_pairs(const Bf16* p) {
     memcpy(&pairs, p, sizeof pairs);
     return pairs;
 }
-// Rows k and k + 1 of W columns as W pairs, of what they hold or of its nearest bfloat16.
+// Rows k and k + 1 of W columns as W pairs of their nearest bfloat16.
+RNGRU_INLINE I nearest_pairs(V even, V odd) {
+    return widen(nearest(even)) | widen(nearest(odd)) << 16;
+}
 RNGRU_INLINE void store_pairs(Bf16* p, V even, V odd) {
-    const I pairs = __builtin_convertvector(nearest(even), I) | __builtin_convertvector(nearest(odd), I) << 16;
+    const I pairs = nearest_pairs(even, odd);
     memcpy(p, &pairs, sizeof pairs);
+}
+// W vectors of W lanes: lane j of vector i becomes lane i of vector j.
+RNGRU_INLINE void transpose(I (&rows)[W]) {
+#if defined(RNGRU_AVX512)
+    I parts[W];
+    for (int i = 0; i < W; i += 2) {
+        parts[i] = (I)_mm512_unpacklo_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+        parts[i + 1] = (I)_mm512_unpackhi_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+    }
+    for (int i = 0; i < W; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            rows[i + 2 * j] = (I)_mm512_unpacklo_epi64((__m512i)parts[i + j], (__m512i)parts[i + j + 2]);
+            rows[i + 2 * j + 1] = (I)_mm512_unpackhi_epi64((__m512i)parts[i + j], (__m512i)parts[i + j + 2]);
+        }
+    // Now rows[4 i + j] holds lanes j, j + 4, j + 8 and j + 12 of rows 4 i to 4 i + 3.
+    for (int j = 0; j < 4; ++j) {
+        const __m512i a = (__m512i)rows[j], b = (__m512i)rows[j + 4], c = (__m512i)rows[j + 8], d = (__m512i)rows[j + 12];
+        const __m512i ab = _mm512_shuffle_i32x4(a, b, 0x88), cd = _mm512_shuffle_i32x4(c, d, 0x88);
+        const __m512i ba = _mm512_shuffle_i32x4(a, b, 0xdd), dc = _mm512_shuffle_i32x4(c, d, 0xdd);
+        parts[j] = (I)_mm512_shuffle_i32x4(ab, cd, 0x88);
+        parts[j + 4] = (I)_mm512_shuffle_i32x4(ba, dc, 0x88);
+        parts[j + 8] = (I)_mm512_shuffle_i32x4(ab, cd, 0xdd);
+        parts[j + 12] = (I)_mm512_shuffle_i32x4(ba, dc, 0xdd);
+    }
+    for (int i = 0; i < W; ++i) rows[i] = parts[i];
+#else
+    for (int i = 0; i < W; ++i)
+        for (int j = 0; j < i; ++j) {
+            const uint32_t lane = rows[i][j];
+            rows[i][j] = rows[j][i];
+            rows[j][i] = lane;
+        }
+#endif
 }
 
 // Vectors of pairs of int16, neighbours along k: two products a lane, added to the lane's sum, which wraps around.

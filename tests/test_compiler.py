@@ -119,6 +119,7 @@ def test_two_processes_that_compile_at_once_both_succeed_and_leave_no_temporary_
 BASE = 'fpu sse sse2 ssse3 sse4_1 sse4_2'
 AVX2 = f'{BASE} avx f16c fma avx2 bmi2'
 AVX512 = f'{AVX2} avx512f avx512bw avx512dq avx512vl avx512cd'
+AMX = f'{AVX512} avx512_bf16 avx512_vnni amx_tile amx_bf16 amx_int8'
 
 
 def pretend(monkeypatch, features='', machine='x86_64'):
@@ -131,7 +132,8 @@ def pretend(monkeypatch, features='', machine='x86_64'):
     ('', ['SSE2']), (BASE, ['SSE2']), (f'{BASE} avx', ['AVX', 'SSE2']), (f'{BASE} avx avx2', ['AVX', 'SSE2']),
     (AVX2, ['AVX2', 'AVX', 'SSE2']),
     (f'{AVX2} avx512f avx512cd', ['AVX2', 'AVX', 'SSE2']), (AVX512, ['AVX-512', 'AVX2', 'AVX', 'SSE2']),
-    (f'{AVX512} avx512_bf16 avx512_vnni', ['AVX-512', 'AVX2', 'AVX', 'SSE2'])])
+    (f'{AVX512} avx512_bf16 avx512_vnni', ['AVX-512', 'AVX2', 'AVX', 'SSE2']),
+    (f'{AVX512} avx512_bf16 avx512_vnni amx_bf16', ['AVX-512', 'AVX2', 'AVX', 'SSE2']), (AMX, ['AMX', 'AVX-512', 'AVX2', 'AVX', 'SSE2'])])
 def test_the_instruction_sets_are_those_whose_every_part_the_processor_has_best_first(monkeypatch, features, names):
     """avx2 without fma is no AVX2 of ours; the first AVX-512 processors lack parts of it."""
     pretend(monkeypatch, features)
@@ -164,7 +166,8 @@ def test_features_are_what_the_system_says_that_programs_may_use(monkeypatch, cp
 
 @needscompiler
 @pytest.mark.parametrize('features, flags, others', [
-    (f'{AVX512} avx512_bf16 avx512_vnni', ['-mavx512f', '-mavx512bf16', '-mavx512vnni'], []),
+    (AMX, ['-mavx512f', '-mavx512bf16', '-mavx512vnni', '-mamx-tile', '-mamx-bf16'], []),
+    (f'{AVX512} avx512_bf16 avx512_vnni', ['-mavx512f', '-mavx512bf16', '-mavx512vnni'], ['amx']),
     (f'{AVX512} avx512_vnni', ['-mavx512f', '-mavx512vnni'], ['bf16']),
     (AVX512, ['-mavx512f', '-mfma'], ['bf16', 'vnni']),
     (AVX2, ['-mavx2', '-mfma'], ['avx512']), (f'{BASE} avx', ['-mavx'], ['-mavx2', '-mfma']), (BASE, ['-msse2'], ['-mavx'])])
@@ -174,6 +177,16 @@ def test_the_kernels_are_compiled_for_the_best_set_whatever_the_compiler_takes_f
     assert cache.load() is None and cache.calls()
     for call in cache.calls():
         assert all(flag in call.split() for flag in flags) and not any(other in call for other in others) and 'native' not in call
+
+
+@pytest.mark.parametrize('given', [True, False])
+def test_tiles_count_where_the_system_gives_them_to_the_process(monkeypatch, given):
+    monkeypatch.setattr(compiler, 'Path', lambda name: SimpleNamespace(read_text=lambda: f'flags\t: {AMX}\n'))
+    monkeypatch.setattr(compiler, '_maytile', lambda: given)
+    features = compiler._x86features.__wrapped__()
+    assert features == set(AMX.split()) - (set() if given else {'amx_tile'})
+    pretend(monkeypatch, ' '.join(features))
+    assert compiler.instructionsets()[0] == ('AMX' if given else 'AVX-512')
 
 
 OLDER = 'case "$*" in *--version*) echo old; exit;; *avx512*) echo "error: unrecognized option" >&2; exit 1;; esac'

@@ -118,9 +118,26 @@ def test_the_kernels_of_every_instruction_set_agree_with_plain_loops(driver, tmp
     passes([tmp_path / 'driver'], name, cases)
 
 
+REFUSING = '#include <errno.h>\nextern "C" long syscall(long, ...) { errno = EPERM; return -1; }\n'
+
+
+@pytest.mark.skipif(BEST != 'AMX', reason='this processor has no tiles')
+def test_where_the_system_refuses_tiles_kernels_do_without(driver, tmp_path):
+    """Ours are those of another set; those of AMX, loaded all the same, compute without."""
+    assert native.accelerates('bfloat16') and not native.accelerates('int8')
+    (tmp_path / 'refusing.cpp').write_text(REFUSING)
+    refusing = {'LD_PRELOAD': str(tmp_path / 'refusing.so')}
+    done([*shlex.split(CXX), '-shared', '-fPIC', tmp_path / 'refusing.cpp', '-o', refusing['LD_PRELOAD']])
+    assert finished(process('print(compiler.instructionsets()[0])', **refusing)) == 'AVX-512\n'
+    library = compiler.compiled('AMX')
+    done([*shlex.split(CXX), *OPTIONS, driver, library, f'-Wl,-rpath,{library.parent}', '-o', tmp_path / 'driver'])
+    passes([tmp_path / 'driver'], 'AMX', 10, env={**os.environ, **refusing})
+
+
 @pytest.mark.long
-def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path):
-    passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16')], 'emulated', 20)
+@pytest.mark.parametrize('more', [[], ['-DRNGRU_TILES=1']], ids=['vectors', 'AMX'])
+def test_tiles_of_the_widest_vectors_agree_with_plain_loops(tmp_path, more):
+    passes([built(tmp_path, shlex.split(CXX), '-O1', '-DRNGRU_SHAPE=16', *more)], 'emulated', 20)
 
 
 @pytest.mark.long
@@ -159,8 +176,8 @@ def test_the_kernels_for_arm_agree_with_plain_loops_on_an_emulated_processor(tmp
 
 @pytest.mark.long
 @pytest.mark.parametrize('command', ['g++', 'clang++'])
-@pytest.mark.parametrize('given', [given for name, _, given in compiler.X86 if name == 'AVX-512'],
-                         ids=['with bfloat16', 'with int8', 'plain'])
+@pytest.mark.parametrize('given', [given for name, _, given in compiler.X86 if name in ('AMX', 'AVX-512')],
+                         ids=['with tiles', 'with bfloat16', 'with int8', 'plain'])
 def test_the_kernels_for_avx512_compile(tmp_path, command, given):
     """All that can be said of them on a processor without."""
     if not shutil.which(command) or 'x86_64' not in done([command, '-dumpmachine']):

@@ -172,7 +172,7 @@ def test_without_the_instruction_training_is_float32s_and_says_so_once_when_it_m
     for verbose in (False, True, True):
         monkeypatch.setattr(report, 'verbose', verbose)
         np.testing.assert_array_equal(train('bfloat16', steps=3)[0], plain)
-    line = 'Computing in float32: only kernels for AVX-512 BF16 are faster in bfloat16 (here: '
+    line = "Computing in float32: only kernels for AMX, or AMD's AVX-512, are faster in bfloat16 (here: "
     assert capsys.readouterr().out.count(line) == 1
 
 
