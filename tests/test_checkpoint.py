@@ -364,6 +364,16 @@ def test_what_is_removed_is_neither_the_newest_nor_the_best_nor_what_is_spared(t
     assert work.checkpoints() == [each for i, each in enumerate(made) if i not in gone]
 
 
+def test_the_best_is_the_newest_of_the_lowest_validation_losses_that_are_numbers(tmp_path):
+    work = WorkDir(tmp_path)
+    for loss in math.nan, -math.inf:
+        work.writecheckpoint(loss, 0, 0, {'losskind': 'validation'}, {})
+    assert work.checkpoints().best is None
+    made = [work.writecheckpoint(loss, 0, 0, {'losskind': kind}, {})
+            for loss, kind in ((2.0, 'validation'), (2.0, 'validation'), (1.0, 'training'), (math.nan, 'validation'), (3.0, 'validation'))]
+    assert work.checkpoints().best == work.checkpoint('best') == made[1]
+
+
 def test_a_checkpoint_copied_over_another_or_renamed_is_none(tmp_path):
     work = WorkDir(tmp_path)
     made = [work.writecheckpoint(i, 0, 0, {}, ARRAYS) for i in range(3)]

@@ -220,6 +220,8 @@ def test_set_params_leaves_out_what_the_dict_leaves_out_and_takes_lists_and_othe
                                                 ('a', np.zeros(4), ValueError), ('V', np.zeros((5, 3)), ValueError),
                                                 ('c', np.zeros((5, 1)), ValueError),
                                                 ('c', 'text', ValueError), ('a', [1, 'x', 2], ValueError), ('a', None, ValueError),
+                                                ('a', [1, np.nan, 2], ValueError), ('a', [1, -np.inf, 2], ValueError),
+                                                ('a', [1, 1e39, 2], ValueError),            # more than float32 holds
                                                 ('a', [[1], [2, 3]], ValueError)])
 @pytest.mark.filterwarnings('ignore:Creating an ndarray from ragged')           # what NumPy 1 says first
 def test_set_params_refuses_what_does_not_fit_and_then_changes_nothing(name, value, error):
@@ -228,6 +230,15 @@ def test_set_params_refuses_what_does_not_fit_and_then_changes_nothing(name, val
     with pytest.raises(error, match=name):
         model.set_params({'E': np.ones((5, 3)), name: value, 'W0': np.ones((3, 9))})
     assert same(before, model.get_params())
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 3), (3, 4, 3), (2, 4, 4), (4, 3), (2, 3)])
+def test_a_state_of_another_number_of_layers_or_units_is_refused_and_changes_nothing(shape):
+    model = build('GRUEncode')
+    model.set_state(np.ones((2, 4, 3)))
+    with pytest.raises(ValueError, match='the state has shape .2, batch rows, 3., got'):
+        model.set_state(np.zeros(shape))
+    np.testing.assert_array_equal(model.get_state(), np.ones((2, 4, 3)))
 
 
 def test_parameters_are_handed_out_and_taken_as_copies():

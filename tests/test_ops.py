@@ -467,6 +467,9 @@ def test_rows_at_a_time_do_not_change_the_loss_nor_its_gradients(monkeypatch, ro
                                naive_nll(inputs[0] @ inputs[1] + inputs[2], inputs[3]), rtol=1e-13)
     for part, want in zip(perform(ops.SoftmaxLoss(True), *inputs), whole):
         np.testing.assert_allclose(part, want, rtol=1e-12, atol=1e-15)
+    monkeypatch.setattr(ops.SoftmaxLoss, 'LOGITS', 3)       # less than a row of logits
+    for part, want in zip(perform(ops.SoftmaxLoss(True), *inputs), whole):
+        np.testing.assert_allclose(part, want, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize('gradients', [False, True])

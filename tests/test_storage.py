@@ -113,6 +113,16 @@ def test_facts_that_contain_themselves_or_nest_without_end_are_refused(tmp_path)
     assert loadfacts(tmp_path / 'f.p')['deep'] == deep
     with pytest.raises(TypeError, match='more than 50 deep'):
         savefacts(tmp_path / 'f.p', {'deep': (deep,)})
+    (tmp_path / 'f.p').write_bytes(seal(pickle.dumps({'deep': (deep,), 'format': FORMAT}, 4)))      # what we wouldn't write
+    with pytest.raises(WorkDirError, match='more than 50 containers deep'):
+        loadfacts(tmp_path / 'f.p')
+
+
+def test_facts_too_large_to_be_read_back_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, 'MAXOPS', 100)
+    with pytest.raises(ValueError, match='more than 100 steps'):
+        savefacts(tmp_path / 'f.p', {'long': list(range(200))})
+    assert names(tmp_path) == []
 
 
 def test_a_newer_format_is_refused_in_one_sentence_that_says_so(tmp_path):

@@ -158,7 +158,9 @@ def test_what_a_person_sees(make, capsys, monkeypatch):
     for number, checkpoint in enumerate(ms.checkpoints()[-2:], 1):
         line, = (line for line in out.splitlines() if line.startswith(f'Round {number}/2: validation'))
         assert f'{checkpoint.loss:.4f} nats/char ({checkpoint.loss / np.log(2):.4f} bits)' in line and checkpoint.name in line
-        assert re.search(r'\d (less|more) than before( training)?', line)
+        before = ms.checkpoints()[number - 1].loss
+        change = f'{abs(checkpoint.loss - before):.4f} {"less" if checkpoint.loss < before else "more"} than before'
+        assert change + ' training' * (number == 1) + ';' in line
     ms.trainmodel(train_len=1, batchsize=8, print_every=0)
     assert "about a third of an epoch's training" in capsys.readouterr().out
 
@@ -705,7 +707,9 @@ def test_hyperparameters_that_come_back_with_the_best_checkpoint_are_told(make, 
     monkeypatch.setattr(report, 'verbose', True)
     ms.trainmodel(num_rounds=2, train_len=4, batchsize=8, patience=2, print_every=0)
     assert (ms.hyper.learnrate, ms.hyper.dropout) == (rate, 0)
-    assert f'With it come the hyperparameters that it was trained with: learnrate={rate}, dropout=0.0.' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f'With it come the hyperparameters that it was trained with: learnrate={rate}, dropout=0.0.' in out
+    assert 'Ended on the best checkpoint' in out and 'Stopped early' not in out         # all rounds that were asked for
 
 
 def test_without_a_heldout_part_patience_ends_early_on_the_last_checkpoint(make):
