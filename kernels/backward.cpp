@@ -6,7 +6,7 @@
 //   drs = dh Wh^T                dr = drs s hard_sigmoid'(r)
 //   ds z + drs r + [dz, dr] [Wz, Wr]^T goes back to step t - 1
 // FLOP: the steps 6 H^2 T B, dX and dU 6 K H T B each, dW 6 H^2 T B. Bytes: G, S, dS read, dG written, once in
-// the steps (32 H T B); dG read once for dX, and once for each 96 rows of dU and dW, from afar where it does
+// the steps (32 H T B); dG read once for dX, and once for each 96 rows of dU and dW (AMX: 128), from afar where it does
 // not fit the third-level cache.
 // Scratch, bytes: 4 [3 H T B + 3 H (H + K) + B H + n (2 K + 3 H) + 33024 threads], H padded to a panel; of bfloat16 2 for 4 in dG
 // and the weights. There dG is rounded as soon as it is known, s and X where they multiply; ds, the sums by character and what comes of

@@ -23,7 +23,7 @@ constexpr const char* ISA = W == 4 ? "scalar" : "emulated";
 #elif defined(__AVX512F__)
 #define RNGRU_AVX512
 constexpr int W = 16, NV = 4, MR = 6;
-#if defined(__AVX512BF16__) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+#if defined(__AVX512BF16__) && (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__linux__)  // g++, older clang
 #define RNGRU_AMX
 #define RNGRU_TILES 1
 constexpr const char* ISA = "AMX";
