@@ -106,7 +106,7 @@ def test_an_array_for_which_there_is_no_memory_is_refused_in_one_sentence_that_s
     """2 ** 58 numbers: more bytes than a processor addresses."""
     storage = [None]
     with pytest.raises(MemoryError, match=r'^there is no memory for an array of 1,152,921,504,607 MB: use a smaller batchsize, seq_len'):
-        ops._buffer(storage, (2 ** 29, 2 ** 29), 'float32')
+        ops.buffer(storage, (2 ** 29, 2 ** 29), 'float32')
     assert storage == [None]
 
 
