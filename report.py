@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 from tqdm import tqdm
 
 import terminal
+from errors import sentence
 
 if TYPE_CHECKING:
     from generate import Stream
@@ -77,9 +78,9 @@ def complain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     # On purpose: the last line is one of ours that says so. An error that came about is a defect, and its whole traceback wanted.
     if not issubclass(kind, Exception) or not inside or not inside[-1] or not (frames[-1].line or '').startswith('raise '):
         return sys.__excepthook__(kind, error, trace)
-    theirs = [frame for frame, isours in zip(frames, inside) if not isours]
+    theirs = frames[:inside.index(True)]        # below these, Python's own modules may stand between ours
     lines = traceback.format_list(theirs) if len(theirs) > 1 else []            # one: what was typed
-    alarm(''.join(['Traceback (most recent call last):\n'] * bool(lines) + lines) + f'{kind.__name__}: {error}')
+    alarm(''.join(['Traceback (most recent call last):\n'] * bool(lines) + lines) + f'{kind.__name__}: {sentence(error)}')
 
 
 def write(stream: 'Stream') -> bool:
