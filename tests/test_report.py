@@ -85,6 +85,9 @@ def test_the_shell_tells_wrong_use_in_its_sentence_alone_and_all_else_with_its_t
              f'ms = {again}\n{again}': lambda lines: len(lines) == 1 and 'already holds a model' in lines[0],
              "ms.model.set_params({'x': 1})": lambda lines: len(lines) == 1 and lines[0].startswith("KeyError: no parameter 'x': "),
              '1 / 0': lambda lines: (lines[0].startswith('Traceback') and lines[-1] == 'ZeroDivisionError: division by zero'),
+             # A person's own module beside the library's: its lines, as Python keeps them, and what they say when they are run.
+             f"import linecache\nmine = {ROOT + '/mine.py'!r}\nlinecache.cache[mine] = 0, None, ['raise ValueError(1)'], mine\n"
+             "exec(compile('raise ValueError(1)', mine, 'exec'))": lambda lines: any('mine.py", line 1' in line for line in lines),
              # A defect of the library's shows all of its traceback, and so does wrong use to whoever asks for it.
              "import opening, traceback\nopening.checkpath = None\nModelState.load('nowhere')": lambda lines: (
                  any('in load' in line for line in lines) and lines[-1].startswith('TypeError')),
