@@ -33,8 +33,10 @@ fuzz: .venv/ready-test
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "RN-GRU needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@echo "Installing PyTensor and NumPy into .venv (once, about 40 s) ..."
-	@$(PYTHON) -m venv .venv || { echo "No virtual environment could be made, for the reason above. On Debian or Ubuntu it may take this: sudo apt install python3-venv" >&2; rm -rf .venv; exit 1; }
-	@.venv/bin/python $(PIP) -r requirements.txt || { echo "PyTensor and NumPy could not be installed, for the reason that pip gives above: this needs a network, once." >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "No virtual environment could be made, for the reason above.\
+	 On Debian or Ubuntu it may take this: sudo apt install python3-venv" >&2; exit 1; }
+	@.venv/bin/python $(PIP) -r requirements.txt || { echo "PyTensor and NumPy could not be installed, for the reason that pip gives above:\
+	 this needs a network, once." >&2; exit 1; }
 	@touch $@
 
 .venv/ready-test: .venv/ready requirements-test.txt requirements-jax.txt

@@ -70,9 +70,9 @@ def _entropy(values):
 def unlike(codes: np.ndarray, heldout: np.ndarray, vocab: int) -> str | None:
     """A line where the part held out is another kind of text than the one trained on, else None: their indices, arrays, and V.
 
-    Measured by the divergence of its characters' frequencies from the other part's (Kullback and Leibler 1951), less what chance gives
-    (Miller 1955). The end of one book or program lies within 0.05 nats of the rest; prose before verse, or a second language, goes above
-    0.3.
+    Measured by the divergence of its characters' frequencies from the other part's (Kullback and Leibler 1951), less three times what
+    chance gives (Miller 1955). The end of one book or program lies within 0.05 nats of the rest; prose before verse, or a second language,
+    goes above 0.3.
     """
     if len(heldout) < COMPARED:
         return None

@@ -93,7 +93,7 @@ class Look(Paged):
         if left > 0 and stop > start:
             following = min(2 * stop - start, len(self.text))
             lines.append(fitting(f"... and {left:,} characters more: .show({stop}, {following}) goes on, .show() prints all, "
-                                         ".html('page.html') makes a page."))
+                                 ".html('page.html') makes a page."))
         lines += [self._key(bits), *self._below(encoding)]
         return encodable('\n'.join(lines), encoding)
 
@@ -203,7 +203,7 @@ class Neurons(Look):
     def _key(self, bits):
         if not bits:
             return fitting('The sign under a character: the neuron in tenths, 1 to 9 above zero, a to i (-0.1 to -0.9) below; '
-                                   'none: nearly zero.')
+                           'none: nearly zero.')
         labels = {-9: '-1', -7: '', -4: '-0.5', -2: '', 0: '0', 2: '', 4: '0.5', 7: '', 9: '1'}
         return 'The neuron: ' + colours.legend(SIGNED, labels, bits)
 

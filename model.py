@@ -12,6 +12,7 @@ import history
 import info
 import look
 import opening
+import plot
 import reading
 import report
 import saving
@@ -369,7 +370,6 @@ class ModelState:
         path  a .png, .svg or .pdf file to write; None: show it. Needs
               matplotlib.
         """
-        import plot  # matplotlib takes half a second
         return plot.plot([self.workdir.path, *others], path, logx=logx)
 
     # --- Generation -----------------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
 import terminal
+from errors import sentence
 
 if TYPE_CHECKING:
     from generate import Stream
@@ -69,17 +70,18 @@ def _put(text, file, isfolded=True):
         file.flush()
 
 
-def complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook` of the interactive shell. Of wrong use of the library it says the sentence, and where in functions of the person's
-    own it came about; all else is Python's to tell. `traceback.print_last()` tells everything, of both."""
-    frames, here = traceback.extract_tb(trace), os.path.dirname(os.path.abspath(__file__))
-    inside = [not frame.filename.startswith('<') and os.path.dirname(os.path.abspath(frame.filename)) == here for frame in frames]
+def complain(ours: Container[str], kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook` of the interactive shell, where `ours`, the library's files, are given. Of wrong use of the library it says the
+    sentence, and where in functions of the person's own it came about; all else is Python's to tell. `traceback.print_last()` tells
+    everything, of both."""
+    frames = traceback.extract_tb(trace)
+    inside = [frame.filename in ours for frame in frames]
     # On purpose: the last line is one of ours that says so. An error that came about is a defect, and its whole traceback wanted.
     if not issubclass(kind, Exception) or not inside or not inside[-1] or not (frames[-1].line or '').startswith('raise '):
         return sys.__excepthook__(kind, error, trace)
-    theirs = [frame for frame, isours in zip(frames, inside) if not isours]
+    theirs = frames[:inside.index(True)]        # below these, Python's own modules may stand between ours
     lines = traceback.format_list(theirs) if len(theirs) > 1 else []            # one: what was typed
-    alarm(''.join(['Traceback (most recent call last):\n'] * bool(lines) + lines) + f'{kind.__name__}: {error}')
+    alarm(''.join(['Traceback (most recent call last):\n'] * bool(lines) + lines) + f'{kind.__name__}: {sentence(error)}')
 
 
 def write(stream: 'Stream') -> bool:

@@ -4,6 +4,7 @@
     python3 rn_rnn_char.py -h           the command line
 """
 
+import functools
 import os
 import sys
 
@@ -39,7 +40,9 @@ if __name__ == '__main__':
         if not sys.flags.interactive:           # else the prompt comes
             sys.exit(code)
     elif sys.flags.interactive:
-        sys.excepthook = report.complain
+        # By name, since a person's own modules may lie beside them.
+        ours = {file for module in sys.modules.values() if os.path.dirname(file := getattr(module, '__file__', None) or '') == HERE}
+        sys.excepthook = functools.partial(report.complain, ours)
         print("RN-GRU. A new model   ms = ModelState.initfromsrcfile('file.txt', 'workingdir')\n"
               "        an old one    ms = ModelState.load('workingdir')\n"
               '        train         ms.trainmodel(valid_len=50, print_every=100)\n'

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import native
+import plot
 import report
 from checkpoint import WorkDir
 from dataset import DataSet
@@ -277,7 +278,6 @@ class Trials(list[Trial]):
         Left out are those that are worse than they began: their losses would
         flatten the others.
         """
-        import plot  # matplotlib takes half a second
         drawn = []
         for trial in sorted(self, key=Trial.rank):
             table = trial.history()

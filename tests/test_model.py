@@ -100,14 +100,14 @@ def test_help_fits_into_80_columns():
     assert not wide                             # 70, as help() indents a method's text by 9
 
 
-
 def test_a_program_called_as_one_of_our_modules_and_others_beside_it_are_not_mistaken_for_ours(tmp_path):
-    for name in 'report', 'history', 'trial', 'processes':
+    for name in 'report', 'history', 'trial', 'processes', 'plot':
         (tmp_path / f'{name}.py').write_text("raise RuntimeError('a module of the person')")
     (tmp_path / 'text.txt').write_text(TEXT)
     (tmp_path / 'train.py').write_text(
-        "import sys\nbefore = list(sys.path)\nfrom rn_rnn_char import *\nassert sys.path == before\n"
+        "import contextlib\nimport sys\nbefore = list(sys.path)\nfrom rn_rnn_char import *\nassert sys.path == before\n"
         "trials = tryhyper('text.txt', 'tries', {'seed': [1]}, layers=1, state_size=4, seq_len=10, train_len=1, batchsize=2)\n"
+        "with contextlib.suppress(ImportError):\n    trials.best.load().plot('losses.png')        # may lack matplotlib\n"
         "print(len(trials.best.load().sample(20)))\n")
     done = subprocess.run([sys.executable, 'train.py'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True,
                           text=True)

@@ -71,8 +71,9 @@ def test_what_a_model_writes_commands_no_terminal_and_stands_in_a_file_as_it_is(
     assert shows(seen + '\n')
 
 
-def test_the_shell_tells_wrong_use_in_its_sentence_alone_and_all_else_with_its_traceback():
+def test_the_shell_tells_wrong_use_in_its_sentence_alone_and_all_else_with_its_traceback(tmp_path):
     """Each part of what is typed, and what is said to it."""
+    again = f"ModelState.initfromsrcfile('README.md', {str(tmp_path / 'model')!r}, init_checkpoint=False, verbose=False)"
     parts = {"ModelState.load('nowhere')": lambda lines: lines == [
                  f"FileNotFoundError: there is no directory '{ROOT}/nowhere': check the name, or make a model in it with "
                  'ModelState.initfromsrcfile()'],
@@ -80,7 +81,13 @@ def test_the_shell_tells_wrong_use_in_its_sentence_alone_and_all_else_with_its_t
              "def mine(name):\n    ModelState.load(name)\n\nmine('nowhere')": lambda lines: (
                  lines[0].startswith('Traceback') and any(line.endswith('in mine') for line in lines)
                  and not any('in load' in line for line in lines) and lines[-1].startswith('FileNotFoundError: ')),
+             # In a context manager, so that frames of Python's own contextlib stand between ours.
+             f'ms = {again}\n{again}': lambda lines: len(lines) == 1 and 'already holds a model' in lines[0],
+             "ms.model.set_params({'x': 1})": lambda lines: len(lines) == 1 and lines[0].startswith("KeyError: no parameter 'x': "),
              '1 / 0': lambda lines: (lines[0].startswith('Traceback') and lines[-1] == 'ZeroDivisionError: division by zero'),
+             # A person's own module beside the library's: its lines, as Python keeps them, and what they say when they are run.
+             f"import linecache\nmine = {ROOT + '/mine.py'!r}\nlinecache.cache[mine] = 0, None, ['raise ValueError(1)'], mine\n"
+             "exec(compile('raise ValueError(1)', mine, 'exec'))": lambda lines: any('mine.py", line 1' in line for line in lines),
              # A defect of the library's shows all of its traceback, and so does wrong use to whoever asks for it.
              "import opening, traceback\nopening.checkpath = None\nModelState.load('nowhere')": lambda lines: (
                  any('in load' in line for line in lines) and lines[-1].startswith('TypeError')),
