@@ -1,8 +1,8 @@
 // Products of bfloat16 by the tiles of Intel's AMX: a block of up to 32 rows by a panel at a time.
 //
 // A tile is 16 rows of 64 bytes: 16 floats of a sum, 32 bfloat16 of a left operand, 16 pairs of 16 columns of a right one, which is how
-// a panel lies. One instruction adds the product of two such to a third, 16384 FLOP in 16 cycles, fewer rows in as many: 20 times what
-// a core does in float32. So blocks are as large as they can be, and the last one has what is left. Limit: where panels come from. They
+// a panel lies. One instruction adds the product of two such to a third, 16384 FLOP in 16 cycles, fewer rows in as many: 16 times what
+// AVX-512 does in float32. So blocks are as large as they can be, and the last one has what is left. Limit: where panels come from. They
 // are read at 32 bytes a cycle by 32 rows, at 64 by 16 or fewer; 43 are to be had from the second-level cache (of a Xeon, 2 MB a core), a
 // fifth of that from the third.
 #pragma once

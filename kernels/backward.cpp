@@ -9,8 +9,8 @@
 // the steps (32 H T B); dG read once for dX, and once for each 96 rows of dU and dW (AMX: 128), from afar where it does
 // not fit the third-level cache.
 // Scratch, bytes: 4 [3 H T B + 3 H (H + K) + B H + n (2 K + 3 H) + 33024 threads], H padded to a panel; of bfloat16 2 for 4 in dG
-// and the weights. There dG is rounded as soon as it is known, s and X where they multiply; ds, the sums by character and what comes of
-// them are float32.
+// and the weights, and 32768 threads besides. There dG is rounded as soon as it is known, s and X where they multiply; ds, the sums by
+// character and what comes of them are float32.
 #include "gru.hpp"
 
 namespace rngru {

@@ -124,12 +124,12 @@ void to_bf16(Bf16* to, const float* from, int64_t n, int64_t padded) {
 }
 
 namespace {
-// Copies tiles [first, last) of row k, or of n rows from there in pairs, to places TILE apart.
 template <bool product>
 RNGRU_INLINE V row_part(const Rows& rows, int64_t k, int64_t m, int64_t left) {
     const V v = load(rows.row(k) + m, left);
     return product ? v * load(rows.times + k * rows.times_ld + m, left) : v;
 }
+// Copies tiles [first, last) of row k, or of n rows from there in pairs (to AMX: its tile's DEPTH), to places TILE apart.
 template <bool product>
 RNGRU_INLINE void pack_rows(const Tiles<float>& tiles, int64_t first, int64_t last, const Rows& rows, int64_t k, int64_t, float* p) {
     int64_t m = tiles.start(first);

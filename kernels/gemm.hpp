@@ -78,8 +78,8 @@ RNGRU_INLINE void multiply(int R, int64_t K, const O* p, Left<O> left, const O* 
 template <class O>
 RNGRU_INLINE void multiply_packed(int R, int64_t K, const O* left, const O* panel, float* c, int64_t ld, bool add, const O* coming,
                                   int64_t every) {
-    constexpr int64_t TILE = TILE_ROWS * TILE_DEPTH;
-    if constexpr (TILED<O>) multiply_tiles(R, K, left, TILE_DEPTH, TILE, 2 * TILE, panel, c, ld, add, coming, every);
+    constexpr int64_t step = TILE_ROWS * TILE_DEPTH;
+    if constexpr (TILED<O>) multiply_tiles(R, K, left, TILE_DEPTH, step, 2 * step, panel, c, ld, add, coming, every);
     else Multiply<O>::packed[R](K, left, panel, c, ld, add, coming, every);
 }
 // How many lines it fetches.

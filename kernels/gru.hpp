@@ -54,7 +54,8 @@ inline void encode(const rngru_layer& l, const Characters& characters, float* ro
     }
 }
 
-// Rows of a left operand of K columns that, with a panel beside them, fit half of a second-level cache of 512 KB.
+// Rows of a left operand of K columns that, with a panel beside them, fit half of a second-level cache of 512 KB; for AMX, a quarter of
+// one of 2 MB, of which `product` gives panels half.
 template <class O>
 int64_t rows_in_cache(int64_t K) {
     const int64_t blocks = (TILED<O> ? 256 : 48) * 1024 / K / ROWS<O>, least = TILED<O> ? 2 : 4, most = TILED<O> ? 16 : 20;

@@ -153,7 +153,7 @@ struct Output {
             });
             if (!dS) continue;
             const Tiles<float> tiles(H);
-            Parts parts(tiles.count, 16);
+            Parts parts(tiles.count, TILES<float>);
             parallel(threads, [&](int thread, int n) {
                 for (int64_t from, to; parts.take(n, from, to);) weight_rows(start, count, tiles, from, to, thread);
             });

@@ -205,7 +205,7 @@ int rngru_accelerates(int precision) {
 #if defined(RNGRU_TILES)
     return tiles_permitted();
 #elif defined(RNGRU_BF16)
-    return !__builtin_cpu_is("intel");  // there it takes twice the time of a product of floats, which is half as long
+    return !__builtin_cpu_is("intel");  // there a product of pairs takes the time of the two of floats that it replaces
 #else
     return 0;
 #endif

@@ -82,7 +82,8 @@ def test_operands_and_nothing_else_are_rounded(source):
 
 
 SHAPES = [dict(T=1, B=1, K=1, H=1, V=1), dict(T=5, B=3, K=7, H=5, V=4), dict(T=7, B=5, K=33, H=19, V=50), dict(T=9, B=16, K=64, H=64, V=65),
-          dict(T=20, B=13, K=64, H=130, V=9), dict(T=3, B=7, K=256, H=100, V=300), dict(T=33, B=8, K=48, H=48, V=20)]
+          dict(T=20, B=13, K=64, H=130, V=9), dict(T=3, B=7, K=256, H=100, V=300), dict(T=33, B=8, K=48, H=48, V=20),
+          dict(T=3, B=37, K=33, H=65, V=9), dict(T=2, B=33, K=40, H=640, V=9)]     # more rows than a block, panels than a cache
 
 
 def close(found, wanted):
