@@ -138,7 +138,9 @@ def test_results_do_not_depend_on_the_number_of_threads(source):
 def test_what_is_no_number_stays_none(bad):
     inputs = case('vectors')
     inputs[0][1, 1, 2] = bad
-    for S in (kernel(ops.GRU('vectors', 'bfloat16'), inputs)[0], perform(ops.GRU('vectors', 'bfloat16'), *inputs)[0]):
+    with np.errstate(invalid='ignore'):                 # which an infinity is to some of NumPy's products
+        expected = perform(ops.GRU('vectors', 'bfloat16'), *inputs)[0]
+    for S in (kernel(ops.GRU('vectors', 'bfloat16'), inputs)[0], expected):
         assert np.isfinite(S[0]).all() and np.isfinite(S[:, 0]).all() and np.isnan(S[-1, 1]).any() == np.isnan(bad)
 
 
