@@ -52,7 +52,7 @@ SHORTER = [
 ]
 
 # Blocks that are no code, by their beginnings: what a network wrote, and formulas.
-NOCODE = ('Second Musician:', 'z = hard_sigmoid(')
+NOCODE = ('AUTOLYCUS:', 'z = hard_sigmoid(')
 
 # Python that needs what isn't here is bound to signatures, not run.
 ELSEWHERE = r"\bdevices?=(?!'cpu')|\bjoin\("
