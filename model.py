@@ -281,8 +281,10 @@ class ModelState:
         clear_state    start from a zero hidden state, at the position reached
         minutes        train for so long, compilation and validations
                        included, in place of num_rounds: some steps are timed
-                       first, and the number of steps, which schedule and
-                       resume go by, stays as planned then
+                       first, and so many planned, by whose number the
+                       schedule goes; four times on the way the plan is made
+                       anew, by the speed until then. resume finishes the
+                       plan that stands in the checkpoint
         schedule       of the learning rate, from ms.hyper.learnrate on:
                        'constant'; 'linear' or 'cosine' to end_learnrate at
                        the end of the run; 'plateau', halved whenever two

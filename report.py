@@ -145,6 +145,12 @@ class Progress:
                 left = (self.steps - self.done) * self.unit / rate
                 say(f'{self.title}: {self.done}/{self.steps} steps, loss {loss:.3f}, {rate:,.0f} characters/s, {left:.0f} s left')
 
+    def resize(self, steps: int) -> None:
+        """There are so many steps now."""
+        self.steps = steps
+        if self.bar is not None:
+            self.bar.total = steps * self.unit
+
     def close(self) -> None:
         """Take the bar away."""
         if self.bar is not None:

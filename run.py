@@ -110,6 +110,16 @@ class Run:
         if self.schedule == 'plateau' and self.since % PLATEAU == 0:
             self.halvings += 1
 
+    def replan(self, seconds: float, stepseconds: float, validationseconds: float) -> None:
+        """Have as many steps in all as `seconds` more allow, in rounds as long as before; a plan of one round stays one."""
+        seconds += self.done * stepseconds + self.validated * validationseconds
+        isone = self.train_len == self.steps
+        rounds = 1 if isone else max(math.ceil(seconds / (self.train_len * stepseconds + validationseconds)), 1)
+        steps = int(min((seconds - rounds * validationseconds) / stepseconds, float(MOST // 2)))
+        self.steps = max(steps, self.done + 1, self.warmup + 1)
+        if isone:
+            self.train_len = self.steps
+
 
 def requested(ms: 'ModelState', asked: dict) -> tuple[Run, float | None]:
     """(the Run that a dict of trainmodel's arguments asks for, seconds that it shall take or None).

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 MEASURE = 1.5                               # seconds, before a run that is planned by time
+REPLAN = 1 / 16, 1 / 4, 1 / 2, 3 / 4        # of its steps: when they are done, it is planned again
 
 
 class Interrupts:
@@ -96,7 +97,7 @@ def _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watc
     model.trainstep, model.evaluate
     if print_every and cluster.isfirst():
         model.sampletext
-    watched = None
+    watched = pace = None
     if watch and report.verbose:
         model.allstates
         watched = reading.Watched(ms, watch)
@@ -107,6 +108,7 @@ def _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watc
         def plan():
             return planned(asked, start + seconds - time.monotonic(), *measured)
         run = Run(**cluster.first(lambda: plan().facts())) if cluster.isshared() else plan()
+        pace = Pace(run, start + seconds, measured[1])
     epochsteps = data.batchepoch(run.batchsize)
     _placestate(model, run.batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:] if cluster.isfirst() else []
@@ -119,7 +121,7 @@ def _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watc
     saver = Saver(ms, run, save_every, keep)
     try:
         with Interrupts() as interrupts:
-            _rounds(ms, run, print_every, epochsteps, Control(interrupts, saver), saver, watched)
+            _rounds(ms, run, print_every, epochsteps, Control(interrupts, saver), saver, watched, pace)
     except (KeyboardInterrupt, FloatingPointError, *ms.device.failures):
         # In mid-step or diverged: what is in memory is no state to go on from. The next use reads the last checkpoint.
         vars(ms).pop('model', None)
@@ -147,7 +149,7 @@ def _heading(ms, run, epochsteps):
                + (', which take about a third of an epoch\'s training time (valid_len makes it shorter).' if dear else '.') + schedule)
 
 
-def _rounds(ms, run, print_every, epochsteps, control, saver, watched=None):
+def _rounds(ms, run, print_every, epochsteps, control, saver, watched, pace):
     before = (ms.checkpoint.kind, ms.checkpoint.loss) if ms.checkpoint is not None else ('', math.nan)
     advisor = Advisor(ms, run)
     while not run.isover:
@@ -162,6 +164,8 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched=None):
                     _printsample(ms, run.done)
                 accounts.enter(_step(ms, run, epochsteps))
                 control.behind(accounts.settle)
+                if pace and pace.replan():
+                    progress.resize(progress.done + run.left)
             accounts.settle()
         finally:
             progress.close()
@@ -296,6 +300,33 @@ class Accounts:
             self.saver.addstep(loss, step.learnrate, gradnorm, clipped, speed, place=step.place)
             self.advisor.step(clipped, step.learnrate)
             self.progress.step(np.mean(self.losses[-100:]))
+
+
+class Pace:
+    """Keeps a run that was planned by time to that, where the machine gets slower or faster than it was when its steps were timed."""
+
+    def __init__(self, run: Run, end: float, validationseconds: float) -> None:
+        """end: time.monotonic() when it is to end."""
+        self.run, self.end, self.validationseconds = run, end, validationseconds
+        self.when = [int(share * run.steps) for share in REPLAN]
+        self.start, self.done, self.validated = time.monotonic(), 0, 0
+
+    def replan(self) -> bool:
+        """Plan again where it is time to, by the speed of the steps since the last time; whether it was. To be asked behind each step."""
+        run = self.run
+        if not self.when or run.done < self.when[0]:
+            return False
+        del self.when[0]
+
+        def measure():
+            now = time.monotonic()
+            return self.end - now, now - self.start - (run.validated - self.validated) * self.validationseconds
+        left, spent = cluster.first(measure)
+        if spent < MEASURE:                             # too short a time to know better
+            return False
+        run.replan(left, spent / (run.done - self.done), self.validationseconds)
+        self.start, self.done, self.validated = time.monotonic(), run.done, run.validated
+        return True
 
 
 def _validate(ms, run, epochsteps, control, title):

@@ -119,6 +119,26 @@ def test_a_plan_that_warmup_would_fill_is_refused():
     assert '\n' not in str(raised.value)
 
 
+# What was planned and where it stands; seconds left, of a step, of a validation; steps and train_len then.
+REPLANS = [
+    ({'steps': 960, 'train_len': 96, 'done': 60}, (100, 0.25, 0.5), (450, 96)),     # of 115 s 5 rounds of 24.5 s at most: 2.5 s to validate
+    ({'steps': 960, 'train_len': 96, 'done': 240, 'validated': 2}, (38, 0.0625, 0.5), (792, 96)),   # of 54 s 9 rounds of 6.5 s at most
+    ({'steps': 400, 'train_len': 400, 'done': 100}, (80, 0.25, 60), (180, 180)),    # one round stays one: 45 s of 105 are left for steps
+    ({'steps': 796, 'train_len': 5000, 'done': 398}, (700, 0.125, 2), (5966, 5000)),        # as long as asked for: a second one begins
+    ({'steps': 960, 'train_len': 96, 'done': 480, 'validated': 5}, (-9, 0.25, 0.5), (481, 96)),     # too late: a step more, and the end
+    ({'steps': 400, 'train_len': 400, 'done': 20, 'warmup': 300}, (10, 1, 1), (301, 301)),          # not before warm-up is over
+    ({'steps': 400, 'train_len': 100, 'done': 20}, (1e300, 1e-3, 1), (2 ** 62, 100))]
+
+
+@pytest.mark.parametrize('stands, times, expected', REPLANS)
+def test_a_plan_made_again_fills_the_time_that_is_left(stands, times, expected):
+    run = Run(**{'batchsize': 4, 'valid_len': 0, 'schedule': 'linear', **stands})
+    run.replan(*times)
+    assert (run.steps, run.train_len) == expected
+    assert (run.done, run.validated) == (stands['done'], stands.get('validated', 0))
+    assert Run.fromfacts(run.facts()) == run        # one that a checkpoint can be read with
+
+
 # --- What is asked for --------------------------------------------------------------------------------------------------
 
 def asked(isheldout=False, **options):
