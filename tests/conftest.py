@@ -23,7 +23,7 @@ os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')       #
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     import engine
-    from engine import T
+    from engine import T, theano
 
 
 def pytest_configure(config):
@@ -251,3 +251,12 @@ def assert_needs(monkeypatch, numbers, kind, *sizes, **given):
         monkeypatch.setattr(errors.os, 'sysconf', lambda name: {'SC_PAGE_SIZE': 1}.get(name, memory))
         with contextlib.nullcontext() if fits else pytest.raises(MemoryError):
             kind.checkmemory(*sizes, **given)
+
+
+@pytest.fixture
+def nocompiler(monkeypatch):
+    """Compiling anything fails."""
+    def fail(*args, **kwargs):
+        raise AssertionError('something was compiled')
+    monkeypatch.setattr(engine, 'compilefunction', fail)
+    monkeypatch.setattr(theano, 'function', fail)

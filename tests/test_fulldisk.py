@@ -1,6 +1,6 @@
 """A real disk that is full, or turns read-only: a small file system in memory, where the tests may mount one.
 
-Elsewhere test_checkpoint.py and test_train.py have a stand-in that fails at each write in turn.
+Elsewhere test_checkpoint.py and test_saver.py have a stand-in that fails at each write in turn.
 """
 
 import os

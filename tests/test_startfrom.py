@@ -12,6 +12,7 @@ import engine
 import opening
 import report
 from conftest import naive_logits
+from modelcases import flip, tree
 from rn_rnn_char import HyperParams, ModelState, RNGRUError
 
 ROOT = Path(__file__).parent.parent
@@ -23,18 +24,6 @@ OLD, NEW = [0, 1, 3, 5], [2, 4]     # where in it the first model's \ufffd \n b 
 def make(directory, text, name, **options):
     (directory / f'{name}.txt').write_text(text, encoding='utf-8')
     return ModelState.initfromsrcfile(directory / f'{name}.txt', directory / name, seq_len=5, seed=options.pop('seed', 1), **options)
-
-
-def tree(directory):
-    """Every file below `directory` with its bytes."""
-    return {path.relative_to(directory): path.read_bytes() if path.is_file() else None for path in Path(directory).rglob('*')}
-
-
-def flip(path):
-    """Change one bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 @pytest.fixture(params=['GRUEncode', 'GRUResize'])
