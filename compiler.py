@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,7 +122,7 @@ def why(error: Exception) -> str:
     """What kept `compiled` from its library, in a sentence."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line for line in (error.stderr or '').splitlines() if 'error' in line] or [f'{error.cmd[0]} ended with {error.returncode}']
-        return f'the C++ compiler failed ({lines[0].strip()[:200]}).'
+        return f'the C++ compiler failed ({textwrap.shorten(lines[0], 200, placeholder=" ...")}).'
     if isinstance(error, NoCompiler):
         return 'there is no C++ compiler. `sudo apt install g++` (Debian, Ubuntu) or `xcode-select --install` (macOS) brings one.'
     return f'the kernels could not be made ready ({reason(error)}).'

@@ -82,6 +82,7 @@ def _reader(option):
 def addoption(group: argparse._ArgumentGroup, option: Option) -> None:
     """Add an option to a parser's group. It has no default there: what isn't given is left to the library."""
     flag, text = '--' + option.dashed, option.help
+    text = re.sub(r', or a ModelState\b.*', '', text)             # a word can't be one
     text = re.sub(r'\bNone\b:? ', 'without it: ', text)
     text = re.sub(r'\bFalse: ', f'--no-{option.dashed}: ', re.sub(r'\bTrue: ', f'{flag}: ', text))
     if isinstance(option.default, bool):

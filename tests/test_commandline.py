@@ -164,6 +164,7 @@ def helps():
 
 def test_help_fits_into_80_columns_and_its_examples_are_commands():
     assert max(len(line) for text in helps() for line in text.splitlines()) <= 80
+    assert not any('ModelState' in text for text in helps())            # which no word of a command can be
     examples = [line for text in helps() for line in re.findall(r'^  python3 rn_rnn_char.py (.*)', text.replace('\\\n', ''), re.MULTILINE)]
     assert len(examples) >= 12
     for example in examples:

@@ -1,6 +1,7 @@
 """The kernels' library: for which instruction set it is compiled, when it is compiled again, and what happens where it can't be."""
 
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -388,3 +389,9 @@ def test_a_home_that_cannot_be_written_gives_one_line_that_names_the_temporary_d
     assert len(lines) == 3 and lines[2] == 'one kernels, 1 thread'
     assert str(temporary) in lines[0] and str(home) in lines[0]
     assert list(temporary.glob('*/rn-gru/kernels-*.so'))
+
+
+def test_a_long_message_of_the_compiler_is_cut_between_words():
+    error = subprocess.CalledProcessError(1, ['g++'], stderr='Included:\nkernels.cpp:7: error: ' + 60 * 'wide ' + '\nerror: another')
+    said = compiler.why(error)
+    assert re.fullmatch(r'the C\+\+ compiler failed \(kernels\.cpp:7: error: (wide )+\.\.\.\)\.', said) and len(said) < 240

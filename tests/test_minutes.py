@@ -7,6 +7,7 @@ import pytest
 
 import report
 import train
+from dataset import HeldOut
 from modelcases import assert_same, losses, maker
 from rn_rnn_char import ModelState
 from run import Run
@@ -21,6 +22,7 @@ def make(tmp_path):
 def test_minutes_take_about_that_long_and_timing_the_steps_changes_nothing(make, monkeypatch):
     options = {'valid_frac': 0.2, 'dropout': 0.2, 'ema': 0.9, 'optimizer': 'adam'}
     ms, planned = make(**options), make('planned', **options)
+    monkeypatch.setattr(train, 'REPLAN', ())                    # a test of its own is below
     start = time.monotonic()
     ms.trainmodel(minutes=0.1, batchsize=8, schedule='cosine', warmup=7, print_every=0)
     assert 0.5 * 6 < time.monotonic() - start < 4 * 6           # of a busy machine
@@ -47,6 +49,40 @@ def test_what_compiling_and_timing_took_is_no_part_of_the_time_that_is_planned(m
     monkeypatch.setattr(train, 'planned', lambda run, *times: given.append(times) or Run(1, 1, 8, 1))
     ms.trainmodel(minutes=2, batchsize=8, print_every=0)
     assert given == [(100.0, 0.5, 3.0, 10)]
+
+
+# Seconds of the step behind so many others, where timing said 0.25; steps, rounds and seconds of the run then, by hand: planned are 456
+# steps in 6 rounds of 76, validations of a second, and plans anew behind 28, 114, 228 and 342.
+PACES = [
+    (lambda done: 0.25, 456, 6, 120),
+    (lambda done: 0.5, 232, 4, 120),                    # from 28 on: 4 s to validate, 116 for steps
+    (lambda done: 0.125, 864, 12, 120),                 # 12 s to validate
+    (lambda done: 0.25 if done < 200 else 0.5, 343, 5, 126.5)]
+
+
+@pytest.mark.parametrize('cost, steps, rounds, ends', PACES)
+def test_a_run_planned_by_time_is_planned_anew_by_the_speed_that_it_has(make, monkeypatch, cost, steps, rounds, ends):
+    ms, now, done = make(valid_frac=0.2), [0.0], []
+    trainstep, losses = ms.model.trainstep, ms.heldout.losses
+
+    def slow(*args):
+        now[0] += cost(len(done))
+        done.append(now[0])
+        return trainstep(*args)
+
+    def validated(*args):
+        now[0] += 1
+        return losses(*args)
+    ms.model.trainstep = slow
+    monkeypatch.setattr(HeldOut, 'losses', lambda self, *args: validated(*args))
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(train, '_measure', lambda *args: (0.25, 1.0, ms.heldout.numsteps(8)))
+    ms.trainmodel(minutes=2, batchsize=8, schedule='linear', print_every=0, save_every=0)
+    run = Run.fromfacts(ms.checkpoints()[-1].facts['run'])
+    assert (len(done), run.rounds, now[0]) == (steps, rounds, ends)
+    assert run.isover and run.done == run.steps == steps and run.train_len == 76
+    rates = ms.history().steps['learnrate']
+    assert rates[-1] == pytest.approx(ms.hyper.learnrate / steps, rel=1e-6) and (np.diff(rates) < 1e-9).all() == (steps < 457)
 
 
 @pytest.mark.parametrize('valid_frac', [0.0, 0.3])
