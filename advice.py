@@ -1,4 +1,4 @@
-"""What a round's numbers say about its training, in a line that a person can act on: learning rate, over-fitting, stuck gates.
+"""What a round's numbers say about its training, in a line that a person can act on: learning rate, over-fitting, rows, stuck gates.
 
     Advisor(ms, run), then step(...) behind each step and round(...) behind each validation: a line, or None where all is well
     unlike(codes, heldout, vocab), before all training: the same of what is held out
@@ -31,6 +31,7 @@ COMPARED, PIECE = 5000, 1000    # characters that a held-out part must have to b
 UNLIKE = 0.3            # nats
 MANY = 500              # different characters, whose first weights are too much alike in a new model but with init='lookup'
 STUCK = 0.25            # share of a layer's units
+FEWROWS, BENT = 64, 0.2         # rows of a batch; nats that validation is above training before a text was read once
 
 
 class Point(NamedTuple):
@@ -133,7 +134,8 @@ class Advisor:
         self.unchecked += len(losses) * self.run.batchsize * self.ms.data.seq_len
         # Units that are stuck from the first step on also make the loss stay where it is, and jump.
         found = self._stuck() if self._isalike else None
-        found = found or self._toohigh(losses, clipped) or self._overfitting(losses) or self._stuck() or self._toolow(losses, clipped)
+        found = (found or self._toohigh(losses, clipped) or self._overfitting(losses) or self._bent(losses) or self._stuck()
+                 or self._toolow(losses, clipped))
         self.lowest = min(self.lowest, _lowestwindow(losses))
         return self._news(found)
 
@@ -209,6 +211,17 @@ class Advisor:
         better = f'dropout={min(dropout + 0.1, 0.5) if dropout else 0.2:g}' if dropout < 0.5 else 'a smaller network'
         return 'over', rise, (f'Over-fitting: validation has risen for {report.counted(rounds, "round")}, {rise:.2f} above the best, '
                               f"while training fell: ms.restore('best'), then try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}.")
+
+    def _bent(self, losses):
+        """A large text read in few places: the network follows those for the moment, and knows the rest the less."""
+        ms, rows, now = self.ms, self.run.batchsize, self.points[-1]
+        gap = now.validation - now.train
+        if not ms.heldout or ms.model.characters >= ms.data.numchars or rows >= FEWROWS or len(losses) < WINDOW or gap < BENT:
+            return None
+        if unlike(ms.data.codes, ms.heldout.codes, len(ms.charset)):    # which was told before training
+            return None
+        return 'bent', gap, (f'Few rows: validation is {gap:.2f} above training, though nothing was read twice: the network bends to the '
+                             f'{report.counted(rows, "place")} that it reads. Try batchsize={4 * rows}.')
 
     def _stuck(self, isurgent=False):
         """isurgent: whether it is worth its time, however short the round was."""

@@ -337,10 +337,10 @@ class ModelState:
         ends on the best checkpoint, of which a copy becomes the latest.
         Another batch size than before starts the epoch again, from a zero
         state.
-        Where a round shows over-fitting, too high or too low a learning rate
-        or units that are stuck, a line says so and what to try. Every step's
-        loss and every validation stand in history.csv: ms.history(),
-        ms.plot().
+        Where a round shows over-fitting, too few rows for a large text, too
+        high or too low a learning rate or units that are stuck, a line says
+        so and what to try. Every step's loss and every validation stand in
+        history.csv: ms.history(), ms.plot().
         Where the disk is full or gone in mid-training, that is said, training
         goes on in memory and the next checkpoint tries again. Raises
         TypeError or ValueError for a wrong argument, FloatingPointError where

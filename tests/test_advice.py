@@ -200,6 +200,19 @@ def test_a_quarter_of_the_units_may_be_stuck(train):
     assert train(1, 16, 300, learnrate=0.005, change=change)[1] == [None]
 
 
+@pytest.mark.parametrize('batchsize, parts, size, sentence', [(2, 45, 900, 'the 2 places that it reads. Try batchsize=8.'),
+                                                              (63, 70, 4500, 'the 63 places that it reads. Try batchsize=252.'),
+                                                              (64, 70, 4500, None)])
+def test_where_few_rows_follow_a_text_that_changes_on_the_way_more_are_named(train, batchsize, parts, size, sentence):
+    """The same eight letters stand in another order in each of so many parts, again and again; so does the end that is held out."""
+    rng = np.random.RandomState(3)
+    text = ''.join((''.join(rng.permutation(list('abcdefgh'))) + '\n') * (size // 9) for _ in range(parts))
+    ms, (said,) = train(1, batchsize, 150, text=text, optimizer='adam', learnrate=0.02)
+    gap = ms.checkpoint.loss - ms.history().steps['loss'][-100:].mean()
+    assert ms.model.epoch == 0 and gap > 0.3
+    assert said is None if sentence is None else said.startswith('Few rows: ') and said.endswith(sentence)
+
+
 # --- Healthy runs -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('modeltype, seed, optimizer, learnrate', [
