@@ -1,5 +1,6 @@
 """HyperParams: what shapes a network and its training, each with one name, one default and one comment."""
 
+import inspect
 import math
 import textwrap
 from collections.abc import Iterable
@@ -89,9 +90,9 @@ class HyperParams:
 
 _FIELDS = {f.name: f for f in fields(HyperParams)}
 FORGOOD = [name for name, f in _FIELDS.items() if f.metadata['forgood']]
-HyperParams.__doc__ = f'{HyperParams.__doc__}\n' + ''.join(
-    textwrap.fill(f'{f"{name}={f.default}":20}{f.metadata["comment"]}', 74, initial_indent='    ', subsequent_indent=' ' * 24,
-                  break_on_hyphens=False) + '\n' for name, f in _FIELDS.items())        # 70 columns wide, as help() indents them by 9
+HyperParams.__doc__ = f'{inspect.cleandoc(HyperParams.__doc__ or "")}\n\n' + ''.join(        # none: `python3 -OO`
+    textwrap.fill(f'{f"{name}={f.default}":20}{f.metadata["comment"]}', 70, subsequent_indent=' ' * 20,      # help() indents by 9
+                  break_on_hyphens=False) + '\n' for name, f in _FIELDS.items())
 
 
 def _checked(f, value):

@@ -73,7 +73,7 @@ def _put(text, file, isfolded=True):
 def complain(ours: Container[str], kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """`sys.excepthook` of the interactive shell, where `ours`, the library's files, are given. Of wrong use of the library it says the
     sentence, and where in functions of the person's own it came about; all else is Python's to tell. `traceback.print_last()` tells
-    everything, of both."""
+    everything, of both (but in Python 3.12.1 and 3.13.0, say, where it never tells anything)."""
     frames = traceback.extract_tb(trace)
     inside = [frame.filename in ours for frame in frames]
     # On purpose: the last line is one of ours that says so. An error that came about is a defect, and its whole traceback wanted.

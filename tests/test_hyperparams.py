@@ -76,4 +76,4 @@ def test_help_names_each_with_its_default_and_comment():
     for line in ("optimizer=rmsprop", "clip=5.0", "ema=0.0"):
         assert line in HyperParams.__doc__
     for name in HyperParams().facts():
-        assert f'    {name}=' in HyperParams.__doc__
+        assert f'\n{name}=' in HyperParams.__doc__
