@@ -31,7 +31,7 @@ COMPARED, PIECE = 5000, 1000    # characters that a held-out part must have to b
 UNLIKE = 0.3            # nats
 MANY = 500              # different characters, whose first weights are too much alike in a new model but with init='lookup'
 STUCK = 0.25            # share of a layer's units
-FEWROWS, BENT = 64, 0.2         # rows of a batch; nats that validation is above training before a text was read once
+FEWROWS, BENT = 64, 0.2         # rows of a batch; nats that validation is above training where a text is not read to its end
 
 
 class Point(NamedTuple):
@@ -213,15 +213,17 @@ class Advisor:
                               f"while training fell: ms.restore('best'), then try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}.")
 
     def _bent(self, losses):
-        """A large text read in few places: the network follows those for the moment, and knows the rest the less."""
-        ms, rows, now = self.ms, self.run.batchsize, self.points[-1]
-        gap = now.validation - now.train
-        if not ms.heldout or ms.model.characters >= ms.data.numchars or rows >= FEWROWS or len(losses) < WINDOW or gap < BENT:
+        """Of a text that won't be read to its end few places are read: the network follows those, and knows the rest the less."""
+        ms, run, now = self.ms, self.run, self.points[-1]
+        gap, ahead = now.validation - now.train, (run.steps - run.done) * run.batchsize * ms.data.seq_len
+        if not ms.heldout or ms.model.characters + ahead >= ms.data.numchars:
+            return None
+        if run.batchsize >= FEWROWS or len(losses) < WINDOW or gap < BENT:
             return None
         if unlike(ms.data.codes, ms.heldout.codes, len(ms.charset)):    # which was told before training
             return None
         return 'bent', gap, (f'Few rows: validation is {gap:.2f} above training, though nothing was read twice: the network bends to the '
-                             f'{report.counted(rows, "place")} that it reads. Try batchsize={4 * rows}.')
+                             f'{report.counted(run.batchsize, "place")} that it reads. Try batchsize={4 * run.batchsize}.')
 
     def _stuck(self, isurgent=False):
         """isurgent: whether it is worth its time, however short the round was."""

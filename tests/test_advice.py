@@ -213,6 +213,13 @@ def test_where_few_rows_follow_a_text_that_changes_on_the_way_more_are_named(tra
     assert said is None if sentence is None else said.startswith('Few rows: ') and said.endswith(sentence)
 
 
+def test_a_text_that_is_to_be_read_to_its_end_gets_no_more_rows(train):
+    rng = np.random.RandomState(3)
+    text = ''.join((''.join(rng.permutation(list('abcdefgh'))) + '\n') * 100 for _ in range(45))
+    ms, said = train(2, 2, 370, text=text, optimizer='adam', learnrate=0.02)          # 37,000 characters of 36,450
+    assert ms.history().validations['loss'][0] > ms.history().steps['loss'][270:370].mean() + 0.3 and said[0] is None
+
+
 # --- Healthy runs -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('modeltype, seed, optimizer, learnrate', [
