@@ -65,6 +65,17 @@ def text(tmp_path):
     return path
 
 
+FOXES = ''.join(f'Line {i}: the quick brown fox, {i * i}.\n' for i in range(60))
+
+
+@pytest.fixture
+def srcfile(tmp_path):
+    """FOXES in a file."""
+    path = tmp_path / 'text.txt'
+    path.write_text(FOXES)
+    return path
+
+
 # --- The naive network: float64, one number at a time, straight from DESIGN's formulas --------------------------
 
 def hard_sigmoid(v):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import layers
-from conftest import naive_logits, naive_nll
+from conftest import naive_logits, naive_nll, naive_states
 from engine import theano
 from hyperparams import HyperParams
 from rn_rnn_char import ModelState
@@ -14,7 +14,7 @@ from rn_rnn_char import ModelState
 TYPES = ('GRUEncode', 'GRUResize')
 PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
 TEXT = ''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(40))
-FOXES = ''.join(f'Line {i}: the quick brown fox, {i * i}.\n' for i in range(60))
+WORDS = ''.join(f'{line}\n' for line in ('abc aab', 'baa cab', 'cc ab abba', 'bacca') * 15)
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------
@@ -98,6 +98,34 @@ def maker(directory) -> Callable[..., ModelState]:
         return ModelState.initfromsrcfile(directory / 'text.txt', directory / name,
                                           **{'seq_len': 10, 'state_size': 8, 'seed': 1, 'layers': 2, **options})
     return make
+
+
+def varied(directory, modeltype, state_size=6, scale=1.2, **options):
+    """A model of two small layers, of WORDS, whose parameters are drawn between -scale and scale, so that its texts vary."""
+    (directory / 'text').write_text(WORDS)
+    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', modeltype, seq_len=10, layers=2, state_size=state_size, seed=1,
+                                    init_checkpoint=False, verbose=False, **options)
+    rng = np.random.RandomState(4)
+    ms.model.set_params({name: rng.uniform(-scale, scale, value.shape) for name, value in ms.model.get_params().items()})
+    return ms
+
+
+def reread(ms, text):
+    """The naive network's states (L, H) behind all of `text` but its last character, and that one's index."""
+    codes = [ms.charset.chars.find(char) if char in ms.charset.chars else 0 for char in text]
+    states = np.zeros((ms.hyper.layers, ms.hyper.state_size))
+    if codes[:-1]:
+        states = np.array([S[-1, 0] for S in naive_states(ms.model.get_params(), np.array(codes[:-1])[:, None], states[:, None])])
+    return states, codes[-1]
+
+
+def assert_stands(ms, state, texts):
+    """The state is where the network stands that has read the texts from zero."""
+    assert state.states.dtype == np.float32 and state.states.shape == (2, len(texts), 6) and state.chars.shape == (len(texts),)
+    for i, text in enumerate(texts):
+        states, char = reread(ms, text)
+        assert state.chars[i] == char
+        np.testing.assert_allclose(state.states[:, i], states, atol=1e-4)
 
 
 def assert_same(one, two):

@@ -16,42 +16,23 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import engine
 import generate
 import report
-from conftest import ROOT, naive_sample, naive_states
+from conftest import ROOT, naive_sample
 from generate import TextState
+from modelcases import TYPES, WORDS, assert_stands, make, reread, varied
 from rn_rnn_char import ModelState, generatestring
 
-TEXT = ''.join(f'{line}\n' for line in ('abc aab', 'baa cab', 'cc ab abba', 'bacca') * 15)
 STEERED = [{}, {'temp': 0}, {'temp': 0.9, 'top_k': 4}, {'temp': 1.2, 'top_p': 0.8}, {'min_p': 0.2},
            {'temp': 2, 'top_k': 6, 'top_p': 0.9, 'min_p': 0.05}]
 
 
-@pytest.fixture(scope='module', params=['GRUEncode', 'GRUResize'])
+@pytest.fixture(scope='module', params=TYPES)
 def ms(request, tmp_path_factory):
-    return make(tmp_path_factory.mktemp('model'), request.param)
+    return varied(tmp_path_factory.mktemp('model'), request.param)
 
 
 @pytest.fixture(scope='module')
 def encode(tmp_path_factory):
-    return make(tmp_path_factory.mktemp('model'), 'GRUEncode')
-
-
-def make(directory, modeltype):
-    """A model of 2 x 6 units whose parameters are drawn so that its texts vary."""
-    (directory / 'text').write_text(TEXT)
-    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', modeltype, seq_len=10, layers=2, state_size=6, seed=1,
-                                    init_checkpoint=False, verbose=False)
-    rng = np.random.RandomState(4)
-    ms.model.set_params({name: rng.uniform(-1.2, 1.2, value.shape) for name, value in ms.model.get_params().items()})
-    return ms
-
-
-def reread(ms, text):
-    """The naive network's states (L, H) behind all of `text` but its last character, and that one's index."""
-    codes = [ms.charset.chars.find(char) if char in ms.charset.chars else 0 for char in text]
-    states = np.zeros((ms.hyper.layers, ms.hyper.state_size))
-    if codes[:-1]:
-        states = np.array([S[-1, 0] for S in naive_states(ms.model.get_params(), np.array(codes[:-1])[:, None], states[:, None])])
-    return states, codes[-1]
+    return varied(tmp_path_factory.mktemp('model'), 'GRUEncode')
 
 
 def naive_text(ms, before, uniforms, temp, **steering):
@@ -59,15 +40,6 @@ def naive_text(ms, before, uniforms, temp, **steering):
     states, char = reread(ms, before)
     drawn, _ = naive_sample(ms.model.get_params(), states, char, uniforms, temp, [0] + [1] * (len(ms.charset) - 1), **steering)
     return ''.join(ms.charset.chars[i] for i in drawn)
-
-
-def assert_stands(ms, state, texts):
-    """The state is where the network stands that has read the texts from zero."""
-    assert state.states.dtype == np.float32 and state.states.shape == (2, len(texts), 6) and state.chars.shape == (len(texts),)
-    for i, text in enumerate(texts):
-        states, char = reread(ms, text)
-        assert state.chars[i] == char
-        np.testing.assert_allclose(state.states[:, i], states, atol=1e-4)
 
 
 # --- Pieces and many texts ----------------------------------------------------------------------------------------------
@@ -172,7 +144,7 @@ def test_first_characters_are_drawn_by_how_often_they_begin_a_line(ms):
 
 
 def test_new_parameters_are_used_by_the_next_text_and_by_the_next_piece(tmp_path):
-    ms = make(tmp_path, 'GRUEncode')
+    ms = varied(tmp_path, 'GRUEncode')
     a, b = (ms.charset.chars.index(char) for char in 'ab')
     zeros, vocab = np.zeros((6, len(ms.charset))), np.arange(len(ms.charset))
     ms.model.set_params({'V': zeros, 'c': 90.0 * (vocab == a)})
@@ -195,7 +167,7 @@ def test_a_primed_text_goes_on_as_the_network_that_has_read_its_beginning(ms, te
 
 
 def test_the_state_behind_a_beginning_is_the_one_that_reading_it_gives(ms):
-    for prime in ('c', 'ca', TEXT[:40]):
+    for prime in ('c', 'ca', WORDS[:40]):
         for n in (None, 3):
             stream = ms.stream(0, prime=prime, n=n)
             assert list(stream) == [prime if n is None else [prime] * 3]
@@ -229,7 +201,7 @@ def test_unknown_characters_of_a_beginning_are_said_once_and_kept_in_the_text(ms
     with pytest.warns(UserWarning) as said:
         text = ms.sample(30, seed=1, prime=prime)
     assert len(said) == 1 and str(said[0].message).endswith(r"in prime: '\xe9' '\u4e2d' '\ud800'")
-    assert text.startswith(prime) and len(text) == len(prime) + 30 and not set(text[len(prime):]) - set(TEXT)
+    assert text.startswith(prime) and len(text) == len(prime) + 30 and not set(text[len(prime):]) - set(WORDS)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert ms.sample(30, seed=1, prime='a\ufffd\ufffda\ufffd\ufffd')[6:] == text[6:]        # the charset's own unknown character
@@ -484,6 +456,14 @@ def test_wrong_arguments_are_refused_in_one_sentence_before_anything_happens(enc
     assert capsys.readouterr() == ('', '')
 
 
+@pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError),
+                                              ((5, float('nan')), ValueError), ((5, float('inf')), ValueError),
+                                              ((5, 'hot'), TypeError), ((5, 0.5, -1), ValueError)])
+def test_wrong_arguments_of_sample_are_refused(srcfile, arguments, error):
+    with pytest.raises(error):
+        make(srcfile).sample(*arguments)
+
+
 def test_numbers_of_numpy_are_numbers(encode):
     assert (encode.sample(np.int64(20), np.float32(0.5), np.uint8(3), top_k=np.int32(3), top_p=np.float64(0.5), min_p=np.float32(0.5),
                           n=np.int8(1))
@@ -560,7 +540,7 @@ def test_ctrl_c_ends_a_text_with_what_there_is_and_a_line_end(encode, monkeypatc
 
 @pytest.mark.parametrize('n', ['None', '3'])
 def test_in_a_terminal_text_appears_while_it_is_written_and_ctrl_c_gives_the_prompt_back(tmp_path, n):
-    make(tmp_path, 'GRUEncode')
+    varied(tmp_path, 'GRUEncode')
     program = f'''
 import time
 from rn_rnn_char import *

@@ -3,6 +3,7 @@
 import pytest
 
 from hyperparams import HyperParams, checkgiven
+from modelcases import make
 
 
 @pytest.mark.parametrize('name, value, error, said', [
@@ -48,6 +49,23 @@ def test_what_is_set_once_stays(name, value, other):
     setattr(hyper, name, value)
     with pytest.raises(AttributeError, match=f'{name} is {value} for good.*make a new model for {name}={other}'):
         setattr(hyper, name, other)
+
+
+def test_hyper_refuses_wrong_names_and_values_when_assigned(srcfile):
+    ms = make(srcfile)
+    with pytest.raises(AttributeError, match='learnrate'):
+        ms.hyper.learn_rate = 0.1
+    with pytest.raises(ValueError):
+        ms.hyper.learnrate = -1
+    with pytest.raises(AttributeError, match='state_size is 8'):
+        ms.hyper.state_size = 16
+    with pytest.raises(AttributeError, match='init is uniform'):
+        ms.hyper.init = 'orthogonal'
+    assert ms.hyper == HyperParams(state_size=8)
+    for name, value in (('state_size', 16), ('init', 'orthogonal'), ('valid_frac', 0.1)):
+        with pytest.raises(ValueError, match=f'{name} is .* for good, got {value}'):
+            ms.hyper = HyperParams(**{'state_size': 8, name: value})
+    ms.hyper = HyperParams(state_size=8, optimizer='adam', momentum=0.5)
 
 
 @pytest.mark.parametrize('given, said', [

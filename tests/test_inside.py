@@ -10,14 +10,16 @@ import errors
 import inside
 import reading
 from conftest import naive_layernorm, naive_logits, naive_states
+from modelcases import WORDS, varied
 from rounding import bfloat16
-from test_reading import CHARS, MODELS, STARTS, TEXT, naive_gates, surprised
+from test_reading import CHARS, MODELS, STARTS, naive_gates
 
 
 @pytest.fixture(scope='module', **MODELS)
 def ms(request, tmp_path_factory):
     """With parameters so large that gates saturate."""
-    return surprised(*request.param, tmp_path_factory.mktemp('model'), 1.6)
+    modeltype, layernorm = request.param
+    return varied(tmp_path_factory.mktemp('model'), modeltype, 5, 1.6, layernorm=layernorm)
 
 
 def codes(text):
@@ -26,7 +28,7 @@ def codes(text):
 
 def test_a_reading_is_the_naive_networks(ms, monkeypatch):
     monkeypatch.setattr(reading, 'CHUNK', 30)
-    text = TEXT[:100]
+    text = WORDS[:100]
     read = inside.read(ms, text, states=True)
     params = ms.model.get_params()
     states = np.array(naive_states(params, codes(text), np.zeros((2, 1, 5)), ms.hyper.layernorm))[:, :, 0]
@@ -44,7 +46,7 @@ def test_a_reading_is_the_naive_networks(ms, monkeypatch):
 
 
 def test_surprise_is_the_score_and_states_are_those_of_trackneurons(ms):
-    for text in ('a', 'ab', TEXT * 3):
+    for text in ('a', 'ab', WORDS * 3):
         assert len(text) < 1000 or len(text) > reading.CHUNK
         read, bare = inside.read(ms, text, states=True), inside.read(ms, text)
         np.testing.assert_allclose(read.shares, ms.score(text).shares, atol=1e-9)
@@ -55,7 +57,7 @@ def test_surprise_is_the_score_and_states_are_those_of_trackneurons(ms):
 
 def test_gates_are_those_of_the_naive_network(ms, monkeypatch):
     monkeypatch.setattr(reading, 'CHUNK', 30)
-    text = TEXT[:100]
+    text = WORDS[:100]
     gates = inside.gatevalues(ms, text)
     params = ms.model.get_params()
     states = np.array(naive_states(params, codes(text), np.zeros((2, 1, 5)), ms.hyper.layernorm))
@@ -88,10 +90,10 @@ def in_bfloat16(x, weights, most):
 def test_gates_are_those_of_the_precision_read_in(ms, precision, times):
     ms.model.read(precision)
     try:
-        gates, states, params = inside.gatevalues(ms, TEXT[:60]), ms.trackneurons(TEXT[:60]), ms.model.get_params()
+        gates, states, params = inside.gatevalues(ms, WORDS[:60]), ms.trackneurons(WORDS[:60]), ms.model.get_params()
     finally:
         ms.model.read(None)
-    x, below = codes(TEXT[:60])[:, 0], None
+    x, below = codes(WORDS[:60])[:, 0], None
     for l in range(2):
         U, W, b = (params[f'{name}{l}'][..., :10] for name in 'UWb')
         if l:                                   # what layernorm passes up has no bound, states are within 1
@@ -109,8 +111,8 @@ def test_gates_are_those_of_the_precision_read_in(ms, precision, times):
 
 def test_what_this_machine_cannot_hold_is_refused_in_one_sentence(ms, monkeypatch):
     monkeypatch.setattr(errors.os, 'sysconf', lambda name: 1000 if name == 'SC_PAGE_SIZE' else 8)
-    assert inside.read(ms, TEXT[:90], states=True).states.shape == (2, 5, 90)              # twice 3,600 bytes of 8,000
-    for call in (lambda: inside.read(ms, TEXT[:120], states=True), lambda: inside.gatevalues(ms, TEXT[:60])):
+    assert inside.read(ms, WORDS[:90], states=True).states.shape == (2, 5, 90)              # twice 3,600 bytes of 8,000
+    for call in (lambda: inside.read(ms, WORDS[:120], states=True), lambda: inside.gatevalues(ms, WORDS[:60])):
         with pytest.raises(MemoryError, match='give a part of the text'):
             call()
 

@@ -4,7 +4,6 @@ import inspect
 import os
 import subprocess
 import sys
-from datetime import timezone
 from functools import cached_property
 from pathlib import Path
 
@@ -16,26 +15,20 @@ import errors
 import report
 import rn_rnn_char
 from checkpoint import Checkpoint, Checkpoints
+from conftest import FOXES
 from dataset import HeldOut
 from generate import Stream, TextState
 from history import Table
 from info import Info
 from look import FoundNeurons, Gates, Neurons, Surprise
-from modelcases import FOXES, make, nocompiling
+from modelcases import make, nocompiling
 from plot import plot
 from reading import Score
-from rn_rnn_char import CharSet, DataSet, HyperParams, ModelState, RNGRUError, generatestring
+from rn_rnn_char import HyperParams, ModelState, RNGRUError, generatestring
 from trial import Trial
 from trials import Trials
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def srcfile(tmp_path):
-    path = tmp_path / 'text.txt'
-    path.write_text(FOXES)
-    return path
 
 
 # --- The contract -----------------------------------------------------------------------------------------------------
@@ -136,53 +129,6 @@ def test_init_and_load_compile_nothing_and_restore_only_what_generates(srcfile, 
     assert len(compiled) > restored and 'trainstep' in vars(ms.model)
 
 
-def test_first_checkpoint_holds_the_untrained_loss(srcfile):
-    ms = make(srcfile)
-    checkpoint, = ms.checkpoints()
-    # Untrained weights are small: the loss is near that of guessing among all characters.
-    assert abs(checkpoint.loss - np.log(len(ms.charset))) < 0.1
-    assert (checkpoint.epoch, checkpoint.pos, checkpoint.time.tzinfo) == (0, 0, timezone.utc)
-    # 8 rows: each from its own eighth of the text, zero state, all 50 steps or the whole epoch.
-    losses, state = [], np.zeros((1, 8, 8), np.float32)
-    for pos in range(min(50, ms.data.batchepoch(8))):
-        loss, state = ms.model.evaluate(*ms.data.batch(pos, 8), state)
-        losses.append(loss)
-    assert abs(checkpoint.loss - np.mean(losses)) < 1e-6
-
-
-def test_without_first_checkpoint_restore_redraws_the_parameters_from_the_seed(srcfile):
-    ms = make(srcfile, init_checkpoint=False)
-    params = ms.model.get_params()
-    assert ms.checkpoints() == []
-    again = ModelState.load(srcfile.parent / 'work')
-    again.restore()
-    assert again.seed == 1
-    for name, value in params.items():
-        np.testing.assert_array_equal(again.model.get_params()[name], value)
-
-
-def test_seed_none_draws_one_and_stores_it(srcfile):
-    one, two = make(srcfile, 'one', seed=None), make(srcfile, 'two', seed=None)
-    assert one.seed != two.seed and ModelState.load(srcfile.parent / 'one').seed == one.seed
-
-
-def test_charset_and_data_come_back_as_they_were(srcfile):
-    ms = make(srcfile)
-    again = ModelState.load(srcfile.parent / 'work')
-    assert isinstance(again.charset, CharSet) and isinstance(again.data, DataSet)
-    assert again.charset == ms.charset and again.charset.chars == '\ufffd' + ''.join(sorted(set(FOXES)))
-    np.testing.assert_array_equal(again.data.codes, ms.data.codes)
-
-
-def test_directory_can_be_moved_while_it_is_not_in_use(srcfile):
-    make(srcfile).trainmodel(train_len=2, valid_len=1)
-    (srcfile.parent / 'work').rename(srcfile.parent / 'moved elsewhere')
-    ms = ModelState.load(srcfile.parent / 'moved elsewhere')
-    ms.restore(ms.checkpoints()[0].name)
-    ms.trainmodel(train_len=1, valid_len=1)
-    assert len(ms.checkpoints()) == 3
-
-
 def test_restore_by_name_goes_back_in_everything(srcfile):
     ms = make(srcfile)
     ms.trainmodel(train_len=3, valid_len=1, print_every=0)
@@ -255,13 +201,6 @@ def test_trackneurons_gives_states_along_the_text_from_zero(srcfile):
 def test_repr_is_one_line_that_says_what_it_is(srcfile):
     text = repr(make(srcfile, layers=2))
     assert '\n' not in text and 'GRUEncode 2 x 8' in text and f'{len(FOXES):,} characters' in text and "work'" in text
-
-
-def test_undecodable_bytes_are_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(report, 'verbose', True)
-    (tmp_path / 'text').write_bytes(b'hello world\n' * 40 + b'\xff\xfe\n')
-    ModelState.initfromsrcfile(tmp_path / 'text', tmp_path / 'work', seq_len=10, state_size=4)
-    assert '2 undecodable places' in (line := capsys.readouterr().out.splitlines()[1]) and 'U+FFFD' in line
 
 
 def test_verbose_false_says_nothing(srcfile, capsys, monkeypatch):

@@ -1,22 +1,91 @@
-"""What ModelState refuses at the door, each in one sentence, with the disk left as it was."""
+"""Where a ModelState comes from: made of a text, loaded from its directory, or refused in one sentence, with the disk left as it was."""
 
+from datetime import timezone
+
+import numpy as np
 import pytest
 
 import engine
-import errors
 import opening
 import report
-from layers import MODELTYPES
-from modelcases import FOXES, make, nocompiling, tree
-from rn_rnn_char import HyperParams, ModelState, RNGRUError
+from conftest import FOXES
+from modelcases import make, nocompiling, tree
+from rn_rnn_char import CharSet, DataSet, ModelState, RNGRUError
+
+# --- New models -------------------------------------------------------------------------------------------------------
+
+def test_first_checkpoint_holds_the_untrained_loss(srcfile):
+    ms = make(srcfile)
+    checkpoint, = ms.checkpoints()
+    # Untrained weights are small: the loss is near that of guessing among all characters.
+    assert abs(checkpoint.loss - np.log(len(ms.charset))) < 0.1
+    assert (checkpoint.epoch, checkpoint.pos, checkpoint.time.tzinfo) == (0, 0, timezone.utc)
+    # 8 rows: each from its own eighth of the text, zero state, all 50 steps or the whole epoch.
+    losses, state = [], np.zeros((1, 8, 8), np.float32)
+    for pos in range(min(50, ms.data.batchepoch(8))):
+        loss, state = ms.model.evaluate(*ms.data.batch(pos, 8), state)
+        losses.append(loss)
+    assert abs(checkpoint.loss - np.mean(losses)) < 1e-6
 
 
-@pytest.fixture
-def srcfile(tmp_path):
-    path = tmp_path / 'text.txt'
-    path.write_text(FOXES)
-    return path
+def test_without_first_checkpoint_restore_redraws_the_parameters_from_the_seed(srcfile):
+    ms = make(srcfile, init_checkpoint=False)
+    params = ms.model.get_params()
+    assert ms.checkpoints() == []
+    again = ModelState.load(srcfile.parent / 'work')
+    again.restore()
+    assert again.seed == 1
+    for name, value in params.items():
+        np.testing.assert_array_equal(again.model.get_params()[name], value)
 
+
+def test_seed_none_draws_one_and_stores_it(srcfile):
+    one, two = make(srcfile, 'one', seed=None), make(srcfile, 'two', seed=None)
+    assert one.seed != two.seed and ModelState.load(srcfile.parent / 'one').seed == one.seed
+
+
+def test_undecodable_bytes_are_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, 'verbose', True)
+    (tmp_path / 'text').write_bytes(b'hello world\n' * 40 + b'\xff\xfe\n')
+    ModelState.initfromsrcfile(tmp_path / 'text', tmp_path / 'work', seq_len=10, state_size=4)
+    assert '2 undecodable places' in (line := capsys.readouterr().out.splitlines()[1]) and 'U+FFFD' in line
+
+
+# --- Loading ----------------------------------------------------------------------------------------------------------
+
+def test_charset_and_data_come_back_as_they_were(srcfile):
+    ms = make(srcfile)
+    again = ModelState.load(srcfile.parent / 'work')
+    assert isinstance(again.charset, CharSet) and isinstance(again.data, DataSet)
+    assert again.charset == ms.charset and again.charset.chars == '\ufffd' + ''.join(sorted(set(FOXES)))
+    np.testing.assert_array_equal(again.data.codes, ms.data.codes)
+
+
+def test_directory_can_be_moved_while_it_is_not_in_use(srcfile):
+    make(srcfile).trainmodel(train_len=2, valid_len=1)
+    (srcfile.parent / 'work').rename(srcfile.parent / 'moved elsewhere')
+    ms = ModelState.load(srcfile.parent / 'moved elsewhere')
+    ms.restore(ms.checkpoints()[0].name)
+    ms.trainmodel(train_len=1, valid_len=1)
+    assert len(ms.checkpoints()) == 3
+
+
+def test_loading_what_is_not_there_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        ModelState.load(tmp_path / 'nowhere')
+    with pytest.raises(RNGRUError, match='no model'):
+        ModelState.load(tmp_path)
+
+
+@pytest.mark.parametrize('facts', [{}, {'modeltype': 'LSTM'}, {'modeltype': 'GRUEncode', 'hyper': {'layers': 'x'}}, {'modeltype': 3}])
+def test_a_damaged_state_file_is_refused_in_one_sentence(srcfile, facts):
+    ms = make(srcfile, init_checkpoint=False)
+    opening.savefacts(ms.workdir.statefile(), facts)
+    with pytest.raises(RNGRUError, match='state.p'):
+        ModelState.load(srcfile.parent / 'work')
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
 
 HYPER = [({'learn_rate': 0.1}, TypeError, 'learnrate'), ({'statesize': 5}, TypeError, 'state_size'),
          ({'zzz': 5}, TypeError, 'zzz'), ({'seqlen': 5}, TypeError, 'seq_len'),
@@ -84,121 +153,3 @@ def test_failing_in_mid_init_leaves_the_disk(srcfile, monkeypatch):
             with pytest.raises(OSError):
                 make(srcfile)
         assert tree(srcfile.parent) == before
-
-
-def test_loading_what_is_not_there_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        ModelState.load(tmp_path / 'nowhere')
-    with pytest.raises(RNGRUError, match='no model'):
-        ModelState.load(tmp_path)
-
-
-def test_restoring_a_checkpoint_that_is_not_there_lists_those_that_are(srcfile):
-    ms = make(srcfile)
-    with pytest.raises(RNGRUError, match=ms.checkpoints()[0].name):
-        ms.restore('nosuch-model.p')
-    for name in ('../other/x-model.p', '/etc/passwd'):
-        with pytest.raises(ValueError):
-            ms.restore(name)
-    assert len(ms.sample(5)) == 5               # and the model is as it was
-
-
-TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), ({'batchsize': 0}, ValueError),
-            ({'batchsize': 10 ** 6}, ValueError), ({'batchsize': '16'}, TypeError), ({'batchsize': True}, TypeError),
-            ({'train_len': -1}, ValueError), ({'valid_len': -1}, ValueError), ({'print_every': -5}, ValueError),
-            ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
-            ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError),
-            ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
-            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, TypeError),
-            ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
-            ({'resume': 1}, TypeError), ({'watch': 5}, TypeError),
-            # Above 2^63 - 1, which no checkpoint of the run could be read with again.
-            ({'num_rounds': 10 ** 20}, ValueError), ({'train_len': 10 ** 20}, ValueError), ({'valid_len': 10 ** 20}, ValueError),
-            ({'patience': 10 ** 20}, ValueError)]
-
-
-@pytest.mark.parametrize('options, error', TRAINING)
-def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfile, options, error, monkeypatch):
-    make(srcfile)
-    ms = ModelState.load(srcfile.parent / 'work')
-    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
-    before = tree(srcfile.parent)
-    with pytest.raises(error) as raised:
-        ms.trainmodel(**options)
-    assert '\n' not in str(raised.value) and str(*options.values()) in str(raised.value)
-    assert tree(srcfile.parent) == before
-
-
-def test_batches_beyond_this_machine_are_refused_before_anything_happens(srcfile, monkeypatch):
-    make(srcfile)
-    ms = ModelState.load(srcfile.parent / 'work')
-    needed = [MODELTYPES['GRUEncode'].memory(len(ms.charset), 1, 8, batchsize, 10) for batchsize in (8, 16)]
-    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
-    monkeypatch.setattr(errors.os, 'sysconf', lambda name: 1 if name == 'SC_PAGE_SIZE' else needed[0])
-    before = tree(srcfile.parent)
-    with pytest.raises(MemoryError, match='in batches of 16 x 10 characters'):
-        ms.trainmodel(batchsize=16)
-    assert needed[0] < needed[1] and tree(srcfile.parent) == before
-    with pytest.raises(AssertionError, match='compiled'):
-        ms.trainmodel(batchsize=8)
-
-
-# What was asked for; of a model with a held-out part; what is said.
-CONTRADICTIONS = [
-    ({'num_rounds': 10 ** 18, 'train_len': 10 ** 18}, False, 'a run takes at most 9,223,372,036,854,775,807 steps in all, got 10000'),
-    ({'schedule': 'cosin'}, False, "schedule takes one of 'constant', 'linear', 'cosine', 'plateau', got 'cosin', did you mean cosine?"),
-    ({'schedule': 'zzz'}, False, "got 'zzz'"),
-    ({'end_learnrate': 0.0001}, False, "end_learnrate=0.0001 does nothing with schedule='constant': leave it out, or choose 'linear'"),
-    ({'end_learnrate': 0}, False, "end_learnrate=0 does nothing with schedule='constant'"),
-    ({'end_learnrate': 0.002, 'schedule': 'linear'}, False, 'end_learnrate 0.002 lies above the learnrate 0.001'),
-    ({'end_learnrate': -0.1, 'schedule': 'plateau'}, False, 'end_learnrate must be at least 0 and finite, got -0.1'),
-    ({'minutes': 5, 'num_rounds': 3}, False, 'num_rounds=3 and minutes=5 both say when to stop'),
-    ({'warmup': 10, 'train_len': 5, 'num_rounds': 2}, False, 'warmup=10 leaves none of the 10 steps of the run'),
-    ({'warmup': 10 ** 6}, False, 'warmup=1000000 leaves none of the'),
-    ({'valid_len': 3}, True, 'valid_len=3 does nothing here, since validation is on all of the')]
-
-
-@pytest.mark.parametrize('options, isheldout, said', CONTRADICTIONS)
-def test_arguments_of_trainmodel_that_contradict_each_other_are_refused_at_the_door(srcfile, options, isheldout, said, monkeypatch, capsys):
-    make(srcfile, valid_frac=0.25 * isheldout)
-    ms = ModelState.load(srcfile.parent / 'work')
-    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
-    monkeypatch.setattr(report, 'verbose', True)
-    before = tree(srcfile.parent)
-    with pytest.raises(ValueError) as raised:
-        ms.trainmodel(**options)
-    assert '\n' not in str(raised.value) and said in str(raised.value)
-    assert tree(srcfile.parent) == before and capsys.readouterr() == ('', '')
-
-
-@pytest.mark.parametrize('arguments, error', [((-1,), ValueError), ((1.5,), TypeError), ((5, -1), ValueError),
-                                              ((5, float('nan')), ValueError), ((5, float('inf')), ValueError),
-                                              ((5, 'hot'), TypeError), ((5, 0.5, -1), ValueError)])
-def test_wrong_arguments_of_sample_are_refused(srcfile, arguments, error):
-    with pytest.raises(error):
-        make(srcfile).sample(*arguments)
-
-
-def test_hyper_refuses_wrong_names_and_values_when_assigned(srcfile):
-    ms = make(srcfile)
-    with pytest.raises(AttributeError, match='learnrate'):
-        ms.hyper.learn_rate = 0.1
-    with pytest.raises(ValueError):
-        ms.hyper.learnrate = -1
-    with pytest.raises(AttributeError, match='state_size is 8'):
-        ms.hyper.state_size = 16
-    with pytest.raises(AttributeError, match='init is uniform'):
-        ms.hyper.init = 'orthogonal'
-    assert ms.hyper == HyperParams(state_size=8)
-    for name, value in (('state_size', 16), ('init', 'orthogonal'), ('valid_frac', 0.1)):
-        with pytest.raises(ValueError, match=f'{name} is .* for good, got {value}'):
-            ms.hyper = HyperParams(**{'state_size': 8, name: value})
-    ms.hyper = HyperParams(state_size=8, optimizer='adam', momentum=0.5)
-
-
-@pytest.mark.parametrize('facts', [{}, {'modeltype': 'LSTM'}, {'modeltype': 'GRUEncode', 'hyper': {'layers': 'x'}}, {'modeltype': 3}])
-def test_a_damaged_state_file_is_refused_in_one_sentence(srcfile, facts):
-    ms = make(srcfile, init_checkpoint=False)
-    opening.savefacts(ms.workdir.statefile(), facts)
-    with pytest.raises(RNGRUError, match='state.p'):
-        ModelState.load(srcfile.parent / 'work')

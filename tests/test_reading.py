@@ -13,9 +13,9 @@ import inside
 import reading
 import report
 from conftest import naive_layernorm, naive_logits, naive_states
+from modelcases import WORDS, varied
 from rn_rnn_char import ModelState
 
-TEXT = ''.join(f'{line}\n' for line in ('abc aab', 'baa cab', 'cc ab abba', 'bacca') * 15)
 CHARS = '\ufffd\n abc'
 STARTS = {'a': 15, 'b': 30, 'c': 15}        # lines begin with them
 
@@ -23,19 +23,10 @@ STARTS = {'a': 15, 'b': 30, 'c': 15}        # lines begin with them
 MODELS = {'params': [('GRUEncode', False), ('GRUResize', False), ('GRUEncode', True)], 'ids': ['GRUEncode', 'GRUResize', 'layernorm']}
 
 
-def surprised(modeltype, layernorm, directory, scale):
-    """A ModelState of 2 x 5 units, parameters drawn between -scale and scale, so that texts surprise it."""
-    (directory / 'text').write_text(TEXT)
-    ms = ModelState.initfromsrcfile(directory / 'text', directory / 'work', modeltype, seq_len=10, layers=2, state_size=5, seed=1,
-                                    init_checkpoint=False, verbose=False, layernorm=layernorm)
-    rng = np.random.RandomState(4)
-    ms.model.set_params({name: rng.uniform(-scale, scale, value.shape) for name, value in ms.model.get_params().items()})
-    return ms
-
-
 @pytest.fixture(scope='module', **MODELS)
 def ms(request, tmp_path_factory):
-    return surprised(*request.param, tmp_path_factory.mktemp('model'), 1.2)
+    modeltype, layernorm = request.param
+    return varied(tmp_path_factory.mktemp('model'), modeltype, 5, 1.2, layernorm=layernorm)
 
 
 def naive_shares(ms, text):
@@ -51,7 +42,7 @@ def naive_shares(ms, text):
 
 def test_each_character_has_the_share_that_the_naive_network_gives(ms):
     assert ms.charset.chars == CHARS
-    for text in (TEXT[:150], 'ab', 'cc\n\n', ' '):
+    for text in (WORDS[:150], 'ab', 'cc\n\n', ' '):
         score = ms.score(text)
         assert score.shares.shape == (len(text),) and score.shares.dtype == np.float64
         np.testing.assert_allclose(score.shares, naive_shares(ms, text), atol=2e-5)
@@ -65,7 +56,7 @@ def test_the_first_character_counts_by_how_often_it_begins_a_line(ms, char, prob
 
 
 def test_nats_are_the_mean_and_bits_the_same_over_ln_2(ms):
-    score = ms.score(TEXT[:80])
+    score = ms.score(WORDS[:80])
     assert score.nats == pytest.approx(sum(score.shares) / 80) and isinstance(score.nats, float)
     assert score.bits == pytest.approx(score.nats / 0.6931471805599453) and isinstance(score.bits, float)
     assert repr(score) == f'{score.nats:.4f} nats/char ({score.bits:.4f} bits) over 80 characters'
@@ -78,7 +69,7 @@ def test_probabilities_of_all_that_may_come_next_sum_to_one(ms):
 
 
 def test_chunks_make_no_difference(ms, monkeypatch):
-    text = TEXT * 6                 # 2,970 characters
+    text = WORDS * 6                 # 2,970 characters
     assert 2 * reading.CHUNK < len(text)
     score, states = ms.score(text), ms.trackneurons(text)
     np.testing.assert_allclose(score.shares[:300], naive_shares(ms, text[:300]), atol=2e-5)
@@ -118,7 +109,7 @@ def test_last_states_of_several_rows_are_those_of_each_alone(ms, monkeypatch):
 
 def test_several_threads_read_and_write_with_one_network_at_a_time(ms):
     def shares(i):
-        return [list(ms.score(TEXT[i * 100:][:200 + i]).shares) + [ms.sample(50, 1, seed=i, prime=TEXT[i * 100:][:20 + i])]
+        return [list(ms.score(WORDS[i * 100:][:200 + i]).shares) + [ms.sample(50, 1, seed=i, prime=WORDS[i * 100:][:20 + i])]
                 for _ in range(20)]
     want, interval = [shares(i) for i in range(4)], sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -153,34 +144,34 @@ def test_what_is_no_text_is_refused_in_one_sentence(ms, text, error):
 def test_a_long_text_shows_how_far_it_is_only_where_messages_are_wanted(ms, monkeypatch, capsys):
     monkeypatch.setattr(reading, 'SHOWN', 2500)
     monkeypatch.setattr(reading, 'CHUNK', 100)
-    ms.score(TEXT * 6)
+    ms.score(WORDS * 6)
     assert capsys.readouterr() == ('', '')
     monkeypatch.setattr(report, 'verbose', True)
-    score = ms.score(TEXT * 6)
+    score = ms.score(WORDS * 6)
     out, err = capsys.readouterr()
     assert out.startswith('Reading: 2969/2969 ') and f'loss {score.shares[1:].mean():.3f}' in out and err == ''
-    ms.score(TEXT)
+    ms.score(WORDS)
     assert capsys.readouterr() == ('', '')
 
 
 def test_a_score_follows_new_parameters_and_moves_nothing(ms):
-    params, before, place = ms.model.get_params(), ms.score(TEXT), (ms.model.epoch, ms.model.pos)
+    params, before, place = ms.model.get_params(), ms.score(WORDS), (ms.model.epoch, ms.model.pos)
     state = ms.model.get_state()
     ms.model.set_params({'V': np.zeros((5, 6)), 'c': np.zeros(6)})
     try:
-        np.testing.assert_allclose(ms.score(TEXT).shares[1:], math.log(6), atol=1e-12)
+        np.testing.assert_allclose(ms.score(WORDS).shares[1:], math.log(6), atol=1e-12)
     finally:
         ms.model.set_params(params)
-    np.testing.assert_array_equal(ms.score(TEXT).shares, before.shares)
+    np.testing.assert_array_equal(ms.score(WORDS).shares, before.shares)
     np.testing.assert_array_equal(ms.model.get_state(), state)
     assert (ms.model.epoch, ms.model.pos) == place
 
 
 def test_a_loss_of_training_is_what_the_score_says(ms):
     """The text from its second character on, in one sequence, from a zero state."""
-    codes = ms.charset.encode(TEXT).astype('int32')
+    codes = ms.charset.encode(WORDS).astype('int32')
     loss, _ = ms.model.evaluate(codes[:-1, None], codes[1:, None], np.zeros((2, 1, 5), 'float32'))
-    assert ms.score(TEXT).shares[1:].mean() == pytest.approx(loss, abs=1e-5)
+    assert ms.score(WORDS).shares[1:].mean() == pytest.approx(loss, abs=1e-5)
 
 
 def test_characters_that_no_probability_is_left_for_have_a_finite_share(ms):

@@ -1,4 +1,4 @@
-"""What a run of training promises: its schedules and plans, worked out by hand, and that it comes back from a checkpoint or is refused."""
+"""What a run of training promises: schedules and plans worked out by hand, that it comes back from a checkpoint, and what is refused."""
 
 import math
 from dataclasses import replace
@@ -6,6 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import engine
+import errors
+import report
+from layers import MODELTYPES
+from modelcases import make, nocompiling, tree
+from rn_rnn_char import ModelState
 from run import Run, planned, requested
 
 
@@ -200,3 +206,73 @@ def test_facts_that_are_no_runs_are_refused_in_one_sentence(damage):
 def test_what_is_no_dict_of_a_run_is_refused(facts):
     with pytest.raises(ValueError, match='run of training'):
         Run.fromfacts(facts)
+
+
+# --- What trainmodel refuses --------------------------------------------------------------------------------------------
+
+TRAINING = [({'num_rounds': 0}, ValueError), ({'num_rounds': 1.5}, TypeError), ({'batchsize': 0}, ValueError),
+            ({'batchsize': 10 ** 6}, ValueError), ({'batchsize': '16'}, TypeError), ({'batchsize': True}, TypeError),
+            ({'train_len': -1}, ValueError), ({'valid_len': -1}, ValueError), ({'print_every': -5}, ValueError),
+            ({'train_len': float('nan')}, TypeError), ({'save_every': -1}, ValueError), ({'save_every': float('inf')}, ValueError),
+            ({'save_every': None}, TypeError), ({'save_every': True}, TypeError), ({'keep': 0}, ValueError), ({'keep': '3'}, TypeError),
+            ({'minutes': 0}, ValueError), ({'minutes': -1.5}, ValueError), ({'minutes': float('nan')}, ValueError),
+            ({'minutes': float('inf')}, ValueError), ({'minutes': '5'}, TypeError), ({'schedule': None}, TypeError),
+            ({'warmup': -1}, ValueError), ({'warmup': 0.5}, TypeError), ({'patience': 0}, ValueError), ({'patience': 1.5}, TypeError),
+            ({'resume': 1}, TypeError), ({'watch': 5}, TypeError),
+            # Above 2^63 - 1, which no checkpoint of the run could be read with again.
+            ({'num_rounds': 10 ** 20}, ValueError), ({'train_len': 10 ** 20}, ValueError), ({'valid_len': 10 ** 20}, ValueError),
+            ({'patience': 10 ** 20}, ValueError)]
+
+
+@pytest.mark.parametrize('options, error', TRAINING)
+def test_wrong_arguments_of_trainmodel_are_refused_before_anything_happens(srcfile, options, error, monkeypatch):
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    before = tree(srcfile.parent)
+    with pytest.raises(error) as raised:
+        ms.trainmodel(**options)
+    assert '\n' not in str(raised.value) and str(*options.values()) in str(raised.value)
+    assert tree(srcfile.parent) == before
+
+
+def test_batches_beyond_this_machine_are_refused_before_anything_happens(srcfile, monkeypatch):
+    make(srcfile)
+    ms = ModelState.load(srcfile.parent / 'work')
+    needed = [MODELTYPES['GRUEncode'].memory(len(ms.charset), 1, 8, batchsize, 10) for batchsize in (8, 16)]
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    monkeypatch.setattr(errors.os, 'sysconf', lambda name: 1 if name == 'SC_PAGE_SIZE' else needed[0])
+    before = tree(srcfile.parent)
+    with pytest.raises(MemoryError, match='in batches of 16 x 10 characters'):
+        ms.trainmodel(batchsize=16)
+    assert needed[0] < needed[1] and tree(srcfile.parent) == before
+    with pytest.raises(AssertionError, match='compiled'):
+        ms.trainmodel(batchsize=8)
+
+
+# What was asked for; of a model with a held-out part; what is said.
+CONTRADICTIONS = [
+    ({'num_rounds': 10 ** 18, 'train_len': 10 ** 18}, False, 'a run takes at most 9,223,372,036,854,775,807 steps in all, got 10000'),
+    ({'schedule': 'cosin'}, False, "schedule takes one of 'constant', 'linear', 'cosine', 'plateau', got 'cosin', did you mean cosine?"),
+    ({'schedule': 'zzz'}, False, "got 'zzz'"),
+    ({'end_learnrate': 0.0001}, False, "end_learnrate=0.0001 does nothing with schedule='constant': leave it out, or choose 'linear'"),
+    ({'end_learnrate': 0}, False, "end_learnrate=0 does nothing with schedule='constant'"),
+    ({'end_learnrate': 0.002, 'schedule': 'linear'}, False, 'end_learnrate 0.002 lies above the learnrate 0.001'),
+    ({'end_learnrate': -0.1, 'schedule': 'plateau'}, False, 'end_learnrate must be at least 0 and finite, got -0.1'),
+    ({'minutes': 5, 'num_rounds': 3}, False, 'num_rounds=3 and minutes=5 both say when to stop'),
+    ({'warmup': 10, 'train_len': 5, 'num_rounds': 2}, False, 'warmup=10 leaves none of the 10 steps of the run'),
+    ({'warmup': 10 ** 6}, False, 'warmup=1000000 leaves none of the'),
+    ({'valid_len': 3}, True, 'valid_len=3 does nothing here, since validation is on all of the')]
+
+
+@pytest.mark.parametrize('options, isheldout, said', CONTRADICTIONS)
+def test_arguments_of_trainmodel_that_contradict_each_other_are_refused_at_the_door(srcfile, options, isheldout, said, monkeypatch, capsys):
+    make(srcfile, valid_frac=0.25 * isheldout)
+    ms = ModelState.load(srcfile.parent / 'work')
+    monkeypatch.setattr(engine, 'compilefunction', nocompiling)
+    monkeypatch.setattr(report, 'verbose', True)
+    before = tree(srcfile.parent)
+    with pytest.raises(ValueError) as raised:
+        ms.trainmodel(**options)
+    assert '\n' not in str(raised.value) and said in str(raised.value)
+    assert tree(srcfile.parent) == before and capsys.readouterr() == ('', '')

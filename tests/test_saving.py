@@ -10,18 +10,11 @@ import opening
 import report
 import saving
 import train
+from conftest import FOXES
 from lock import trainlock
-from modelcases import FOXES, flip, make, nocompiling
+from modelcases import flip, make, nocompiling
 from rn_rnn_char import ModelState, RNGRUError
 from run import Run
-
-
-@pytest.fixture
-def srcfile(tmp_path):
-    path = tmp_path / 'text.txt'
-    path.write_text(FOXES)
-    return path
-
 
 # --- The optimizer ----------------------------------------------------------------------------------------------------
 
@@ -287,6 +280,16 @@ def test_restore_takes_best_and_latest(srcfile):
         assert ms.model.pos == ms.checkpoint.pos == pos
     with pytest.raises(RNGRUError, match='no checkpoint yet'):
         make(srcfile, 'other', init_checkpoint=False).restore('latest')
+
+
+def test_restoring_a_checkpoint_that_is_not_there_lists_those_that_are(srcfile):
+    ms = make(srcfile)
+    with pytest.raises(RNGRUError, match=ms.checkpoints()[0].name):
+        ms.restore('nosuch-model.p')
+    for name in ('../other/x-model.p', '/etc/passwd'):
+        with pytest.raises(ValueError):
+            ms.restore(name)
+    assert len(ms.sample(5)) == 5               # and the model is as it was
 
 
 @pytest.mark.parametrize('keep, kept', [(1, [2, 6]), (2, [2, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6]),
