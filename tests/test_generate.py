@@ -1,12 +1,5 @@
-"""What the texts promise that a model writes: pieces, many at once, a beginning read first, an end, and going on from a state."""
+"""What the texts promise that a model writes: pieces, many at once, a beginning read first, and an end."""
 
-import os
-import pty
-import re
-import select
-import signal
-import sys
-import time
 import warnings
 
 import numpy as np
@@ -16,10 +9,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import engine
 import generate
 import report
-from conftest import ROOT, naive_sample
+from conftest import naive_sample
 from generate import TextState
 from modelcases import TYPES, WORDS, assert_stands, make, reread, varied
-from rn_rnn_char import ModelState, generatestring
+from rn_rnn_char import generatestring
 
 STEERED = [{}, {'temp': 0}, {'temp': 0.9, 'top_k': 4}, {'temp': 1.2, 'top_p': 0.8}, {'min_p': 0.2},
            {'temp': 2, 'top_k': 6, 'top_p': 0.9, 'min_p': 0.05}]
@@ -289,110 +282,6 @@ def test_the_very_first_drawn_character_may_be_the_end(ms):
     assert_stands(ms, stream.state, [text[0]])
 
 
-# --- Going on from a state -----------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('options', [{}, {'prime': 'ab'}, {'n': 3}, {'n': 3, 'prime': 'b'}, {'until': 'aab'}, {'n': 5, 'until': 'ab'},
-                                     {'n': 4, 'until': '\n', 'prime': 'c'}],
-                         ids=str)
-def test_the_state_behind_each_piece_is_where_the_network_stands_and_never_changes(ms, monkeypatch, options):
-    monkeypatch.setattr(generate, 'FIRST', 3)
-    stream = ms.stream(70, 1, seed=8, **options)
-    assert stream.state is None
-    texts, handed = [''] * options.get('n', 1), []
-    for piece in stream:
-        texts = [text + more for text, more in zip(texts, piece if 'n' in options else [piece])]
-        assert_stands(ms, stream.state, texts)
-        handed.append((stream.state, stream.state.states.copy(), stream.state.chars.copy(), list(texts)))
-    for state, states, chars, texts in handed:
-        np.testing.assert_array_equal(state.states, states)
-        np.testing.assert_array_equal(state.chars, chars)
-        # Going on, the likeliest characters are those behind the whole text, read anew.
-        more = ms.sample(15, 0, state=state)
-        for text, rest in zip(texts, more if len(texts) > 1 else [more]):
-            assert ms.sample(15, 0, prime=text) == text + rest
-    np.testing.assert_array_equal(handed[-1][0].states, handed[-1][1])
-
-
-def test_two_halves_are_the_whole(ms):
-    for options in ({}, {'prime': 'cab'}, {'n': 4}):
-        stream = ms.stream(50, 0, seed=1, **options)
-        half = [''.join(each) for each in zip(*stream)] if 'n' in options else ''.join(stream)
-        whole, rest = ms.sample(100, 0, seed=1, **options), ms.sample(50, 0, state=stream.state)
-        assert (whole == [one + two for one, two in zip(half, rest)]) if 'n' in options else (whole == half + rest)
-
-
-def test_a_state_goes_on_with_a_beginning_of_its_own(ms):
-    stream = ms.stream(30, 1, seed=1)
-    text = ''.join(stream)
-    assert ms.sample(20, 0, prime='cab', state=stream.state) == 'cab' + ms.sample(20, 0, prime=text + 'cab')[33:]
-    then = ms.stream(0, prime='c', state=stream.state)
-    assert list(then) == ['c']
-    assert_stands(ms, then.state, [text + 'c'])
-    many = ms.stream(30, 1, seed=1, n=3)
-    texts = [''.join(each) for each in zip(*many)]
-    then = ms.stream(12, 0, prime='b ', state=many.state)
-    assert [''.join(each) for each in zip(*then)] == ['b ' + ms.sample(12, 0, prime=text + 'b ')[32:] for text in texts]
-    then = ms.stream(0, prime='b ', state=many.state, n=3)
-    assert list(then) == [['b '] * 3]
-    assert_stands(ms, then.state, [text + 'b ' for text in texts])
-
-
-def test_a_state_may_be_of_float64(ms):
-    first = ms.stream(30, 1, seed=2)
-    list(first)
-    double = TextState(first.state.states.astype('float64'), first.state.chars.astype('int64'))
-    for more in ({}, {'prime': 'ab c'}, {'n': 2}):
-        stream = ms.stream(40, 1, seed=3, state=double, **more)
-        pieces = list(stream)
-        again = ms.stream(40, 1, seed=3, state=first.state, **more)
-        assert pieces == list(again) and stream.state.states.dtype == np.float32
-        np.testing.assert_array_equal(stream.state.states, again.state.states)
-
-
-def test_one_texts_state_is_the_beginning_of_several(ms):
-    stream = ms.stream(30, 1, seed=1)
-    text = ''.join(stream)
-    several = ms.stream(40, 1, seed=6, state=stream.state, n=3)
-    texts = [''.join(each) for each in zip(*several)]
-    assert texts[0] == ms.sample(40, 1, seed=6, state=stream.state) and len(set(texts)) == 3
-    assert_stands(ms, several.state, [text + each for each in texts])
-    primed = ms.stream(0, prime='ab', state=stream.state, n=3)
-    assert list(primed) == [['ab'] * 3]
-    assert_stands(ms, primed.state, [text + 'ab'] * 3)
-    assert ms.sample(9, 0, state=stream.state, n=3, prime='a') == [ms.sample(9, 0, state=stream.state, prime='a')] * 3
-
-
-def test_a_given_state_is_left_as_it_was(ms):
-    for n in (1, 3):
-        given_ = TextState(np.random.RandomState(0).uniform(-1, 1, (2, n, 6)).astype('float32'), np.arange(1, n + 1, dtype='int32'))
-        before = given_.states.copy(), given_.chars.copy()
-        for options in ({}, {'until': 'a'}, {'prime': 'ab'}):
-            ms.sample(50, 1, state=given_, **options)
-            np.testing.assert_array_equal(given_.states, before[0])
-            np.testing.assert_array_equal(given_.chars, before[1])
-
-
-def test_no_characters_are_an_empty_text_or_the_beginning(ms):
-    assert ms.sample(0) == '' and ms.sample(0, n=2) == ['', ''] and ms.sample(0, n=1) == [''] and not list(ms.stream(0, n=2))
-    assert ms.sample(0, prime='ab') == 'ab' and ms.sample(0, prime='ab', n=2) == ['ab', 'ab']
-    assert ms.sample(0, until='a') == '' and ms.sample(0, until='a', prime='a') == 'a'
-    stream = ms.stream(5, seed=1, n=2)
-    texts = [''.join(each) for each in zip(*stream)]
-    then = ms.stream(0, state=stream.state)
-    assert [''.join(each) for each in zip([''] * 2, *then)] == ['', ''] == ms.sample(0, state=stream.state)
-    assert_stands(ms, then.state, texts)
-    assert ms.stream(0).state is None
-    stream = ms.stream(5)
-    ''.join(stream)
-    assert ms.sample(0, state=stream.state) == '' and ms.sample(0, state=stream.state, n=3) == [''] * 3
-
-
-def test_a_state_says_in_one_line_what_it_is(encode):
-    one, many = encode.stream(3), encode.stream(3, n=3)
-    list(one), list(many)
-    assert repr(one.state) == 'TextState of 1 text' and repr(many.state) == 'TextState of 3 texts'
-
-
 # --- What is refused ------------------------------------------------------------------------------------------------------
 
 def state(layers=2, n=1, H=6, char=1):
@@ -478,106 +367,3 @@ def test_steering_that_leaves_nothing_out_changes_nothing(ms):
     greedy = ms.sample(100, 0, seed=3)
     for steering in ({'top_k': 1}, {'top_p': 1e-9}, {'min_p': 1}):
         assert ms.sample(100, 1, seed=3, **steering) == greedy
-
-
-# --- generatestring ---------------------------------------------------------------------------------------------------------
-
-def test_generatestring_prints_the_sample_and_returns_none(ms, capsys):
-    for options in ({}, {'prime': 'ab'}, {'until': 'a', 'prime': 'b'}, {'top_k': 2}, {'numchars': 0}, {'numchars': 0, 'prime': 'ab'}):
-        options = {'numchars': 200, 'seed': 3, **options}
-        assert generatestring(ms, **options) is None
-        assert capsys.readouterr().out == ms.sample(**options) + '\n'
-
-
-def test_generatestring_prints_several_texts_each_under_its_heading(ms, capsys):
-    for options in ({}, {'until': 'ab'}, {'prime': 'c'}):
-        generatestring(ms, 200, seed=3, n=3, **options)
-        one, two, three = ms.sample(200, seed=3, n=3, **options)
-        assert capsys.readouterr().out == f'--- 1 of 3 ---\n{one}\n--- 2 of 3 ---\n{two}\n--- 3 of 3 ---\n{three}\n'
-    generatestring(ms, 9, seed=3, n=1)
-    assert capsys.readouterr().out == f'--- 1 of 1 ---\n{ms.sample(9, seed=3)}\n'
-
-
-def test_characters_that_the_terminal_lacks_are_question_marks(encode, monkeypatch, capsys):
-    monkeypatch.setattr(report, 'printable', lambda text, file=None: text.encode('ascii', 'replace').decode())
-    with pytest.warns(UserWarning):
-        generatestring(encode, 0, prime='é\ud800')
-    assert capsys.readouterr().out == '??\n'
-
-
-def test_where_there_is_no_standard_output_everything_works_and_says_nothing(text, tmp_path, monkeypatch, capfd):
-    """Closed by `>&-`, or a program without a console: sys.stdout is None then."""
-    ms = ModelState.initfromsrcfile(text, tmp_path / 'work', seq_len=10, state_size=8, seed=1)
-    monkeypatch.setattr(report, 'verbose', True)
-    monkeypatch.setattr(sys, 'stdout', None)
-    ms.trainmodel(train_len=2, batchsize=4, valid_len=1, print_every=1)
-    generatestring(ms, 20, n=2)
-    ms.surprise('some words').show()
-    assert ms.checkpoint.pos == 2 and capfd.readouterr() == ('', '')
-
-
-@pytest.mark.parametrize('n', [None, 3])
-def test_ctrl_c_ends_a_text_with_what_there_is_and_a_line_end(encode, monkeypatch, capsys, n):
-    """The signal comes while the third piece is being drawn."""
-    draw, calls = encode.model.sampletext, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(5)
-        return draw(*arguments)
-    want = encode.sample(193, seed=3, n=n)
-    monkeypatch.setattr(encode.model, 'sampletext', interrupted)
-    generatestring(encode, 5000, seed=3, n=n)
-    out = capsys.readouterr().out
-    if n is None:
-        assert out == want + '\n'
-    else:
-        assert out == ''.join(f'--- {i} of 3 ---\n{text}\n' for i, text in enumerate(want, 1))
-    assert encode.sample(5, seed=3) == want[:5] if n is None else encode.sample(5, seed=3, n=3) == [text[:5] for text in want]
-
-
-@pytest.mark.parametrize('n', ['None', '3'])
-def test_in_a_terminal_text_appears_while_it_is_written_and_ctrl_c_gives_the_prompt_back(tmp_path, n):
-    varied(tmp_path, 'GRUEncode')
-    program = f'''
-import time
-from rn_rnn_char import *
-ms = ModelState.load({str(tmp_path / "work")!r})
-ms.restore()
-draw = ms.model.sampletext
-def slowly(*arguments):
-    time.sleep(0.3)
-    return draw(*arguments)
-ms.model.sampletext = slowly
-print('ready')
-generatestring(ms, 10 ** 6, temp=1, seed=3, prime='abba', n={n})
-print('then', ms.sample(4, prime='cab', temp=0))
-'''
-    pid, leader = pty.fork()
-    if pid == 0:                # its terminal is the new one, and a \x03 there a SIGINT
-        os.chdir(ROOT)
-        os.execve(sys.executable, [sys.executable, '-c', program], {**os.environ, 'TERM': 'dumb', 'OPENBLAS_NUM_THREADS': '1'})
-    seen = ''
-    try:
-        def until(pattern, seconds=60):
-            nonlocal seen
-            end = time.monotonic() + seconds
-            while not re.search(pattern, seen):
-                assert select.select([leader], [], [], max(end - time.monotonic(), 0))[0], f'no {pattern!r} in {seen!r}'
-                seen += os.read(leader, 65536).decode()
-        until('(?s)ready\r\n.*abba(.|\r\n){60}')
-        first = len(seen)
-        until(f'(?s).{{{first + 100},}}')           # and more, long before the end
-        os.write(leader, b'\x03')
-        until('then cab(.|\r\n){4}')
-        said = seen[seen.index('ready'):]
-        assert 'Traceback' not in said and 'KeyboardInterrupt' not in said
-        assert '\r\nthen cab' in said and len(said) < 10 ** 5
-        if n == '3':
-            assert [said.count(f'--- {i} of 3 ---\r\nabba') for i in (1, 2, 3)] == [1, 1, 1]
-    finally:
-        os.close(leader)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)

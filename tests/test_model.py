@@ -1,9 +1,14 @@
-"""What ModelState promises: DESIGN's calls, what they compile, and what they leave on the disk."""
+"""What ModelState promises: DESIGN's calls, what they compile and leave on the disk; and what generatestring prints."""
 
 import inspect
 import os
+import pty
+import re
+import select
+import signal
 import subprocess
 import sys
+import time
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +26,7 @@ from generate import Stream, TextState
 from history import Table
 from info import Info
 from look import FoundNeurons, Gates, Neurons, Surprise
-from modelcases import make, nocompiling
+from modelcases import TYPES, make, nocompiling, varied
 from plot import plot
 from reading import Score
 from rn_rnn_char import HyperParams, ModelState, RNGRUError, generatestring
@@ -181,13 +186,6 @@ def test_sample_never_draws_the_unknown_character_unless_the_source_holds_it(tmp
         assert ('\ufffd' in ms.sample(400, temp=1)) is expected
 
 
-def test_generatestring_prints_and_returns_none(srcfile, capsys):
-    ms = make(srcfile)
-    assert generatestring(ms, numchars=20, temp=0.7) is None
-    out = capsys.readouterr().out
-    assert len(out) == 21 and out.endswith('\n')
-
-
 def test_trackneurons_gives_states_along_the_text_from_zero(srcfile):
     ms = make(srcfile, layers=2)
     states = ms.trackneurons('The fox?')
@@ -209,3 +207,123 @@ def test_verbose_false_says_nothing(srcfile, capsys, monkeypatch):
     ms.restore(verbose=False)
     ms.trainmodel(train_len=2, valid_len=1, print_every=1, verbose=False)
     assert capsys.readouterr() == ('', '')
+
+
+# --- generatestring ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module', params=TYPES)
+def ms(request, tmp_path_factory):
+    return varied(tmp_path_factory.mktemp('model'), request.param)
+
+
+@pytest.fixture(scope='module')
+def encode(tmp_path_factory):
+    return varied(tmp_path_factory.mktemp('model'), 'GRUEncode')
+
+
+def test_generatestring_prints_and_returns_none(srcfile, capsys):
+    ms = make(srcfile)
+    assert generatestring(ms, numchars=20, temp=0.7) is None
+    out = capsys.readouterr().out
+    assert len(out) == 21 and out.endswith('\n')
+
+
+def test_generatestring_prints_the_sample_and_returns_none(ms, capsys):
+    for options in ({}, {'prime': 'ab'}, {'until': 'a', 'prime': 'b'}, {'top_k': 2}, {'numchars': 0}, {'numchars': 0, 'prime': 'ab'}):
+        options = {'numchars': 200, 'seed': 3, **options}
+        assert generatestring(ms, **options) is None
+        assert capsys.readouterr().out == ms.sample(**options) + '\n'
+
+
+def test_generatestring_prints_several_texts_each_under_its_heading(ms, capsys):
+    for options in ({}, {'until': 'ab'}, {'prime': 'c'}):
+        generatestring(ms, 200, seed=3, n=3, **options)
+        one, two, three = ms.sample(200, seed=3, n=3, **options)
+        assert capsys.readouterr().out == f'--- 1 of 3 ---\n{one}\n--- 2 of 3 ---\n{two}\n--- 3 of 3 ---\n{three}\n'
+    generatestring(ms, 9, seed=3, n=1)
+    assert capsys.readouterr().out == f'--- 1 of 1 ---\n{ms.sample(9, seed=3)}\n'
+
+
+def test_characters_that_the_terminal_lacks_are_question_marks(encode, monkeypatch, capsys):
+    monkeypatch.setattr(report, 'printable', lambda text, file=None: text.encode('ascii', 'replace').decode())
+    with pytest.warns(UserWarning):
+        generatestring(encode, 0, prime='é\ud800')
+    assert capsys.readouterr().out == '??\n'
+
+
+def test_where_there_is_no_standard_output_everything_works_and_says_nothing(text, tmp_path, monkeypatch, capfd):
+    """Closed by `>&-`, or a program without a console: sys.stdout is None then."""
+    ms = ModelState.initfromsrcfile(text, tmp_path / 'work', seq_len=10, state_size=8, seed=1)
+    monkeypatch.setattr(report, 'verbose', True)
+    monkeypatch.setattr(sys, 'stdout', None)
+    ms.trainmodel(train_len=2, batchsize=4, valid_len=1, print_every=1)
+    generatestring(ms, 20, n=2)
+    ms.surprise('some words').show()
+    assert ms.checkpoint.pos == 2 and capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('n', [None, 3])
+def test_ctrl_c_ends_a_text_with_what_there_is_and_a_line_end(encode, monkeypatch, capsys, n):
+    """The signal comes while the third piece is being drawn."""
+    draw, calls = encode.model.sampletext, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(5)
+        return draw(*arguments)
+    want = encode.sample(193, seed=3, n=n)
+    monkeypatch.setattr(encode.model, 'sampletext', interrupted)
+    generatestring(encode, 5000, seed=3, n=n)
+    out = capsys.readouterr().out
+    if n is None:
+        assert out == want + '\n'
+    else:
+        assert out == ''.join(f'--- {i} of 3 ---\n{text}\n' for i, text in enumerate(want, 1))
+    assert encode.sample(5, seed=3) == want[:5] if n is None else encode.sample(5, seed=3, n=3) == [text[:5] for text in want]
+
+
+@pytest.mark.parametrize('n', ['None', '3'])
+def test_in_a_terminal_text_appears_while_it_is_written_and_ctrl_c_gives_the_prompt_back(tmp_path, n):
+    varied(tmp_path, 'GRUEncode')
+    program = f'''
+import time
+from rn_rnn_char import *
+ms = ModelState.load({str(tmp_path / "work")!r})
+ms.restore()
+draw = ms.model.sampletext
+def slowly(*arguments):
+    time.sleep(0.3)
+    return draw(*arguments)
+ms.model.sampletext = slowly
+print('ready')
+generatestring(ms, 10 ** 6, temp=1, seed=3, prime='abba', n={n})
+print('then', ms.sample(4, prime='cab', temp=0))
+'''
+    pid, leader = pty.fork()
+    if pid == 0:                # its terminal is the new one, and a \x03 there a SIGINT
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, '-c', program], {**os.environ, 'TERM': 'dumb', 'OPENBLAS_NUM_THREADS': '1'})
+    seen = ''
+    try:
+        def until(pattern, seconds=60):
+            nonlocal seen
+            end = time.monotonic() + seconds
+            while not re.search(pattern, seen):
+                assert select.select([leader], [], [], max(end - time.monotonic(), 0))[0], f'no {pattern!r} in {seen!r}'
+                seen += os.read(leader, 65536).decode()
+        until('(?s)ready\r\n.*abba(.|\r\n){60}')
+        first = len(seen)
+        until(f'(?s).{{{first + 100},}}')           # and more, long before the end
+        os.write(leader, b'\x03')
+        until('then cab(.|\r\n){4}')
+        said = seen[seen.index('ready'):]
+        assert 'Traceback' not in said and 'KeyboardInterrupt' not in said
+        assert '\r\nthen cab' in said and len(said) < 10 ** 5
+        if n == '3':
+            assert [said.count(f'--- {i} of 3 ---\r\nabba') for i in (1, 2, 3)] == [1, 1, 1]
+    finally:
+        os.close(leader)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
