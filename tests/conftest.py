@@ -59,6 +59,16 @@ def silent(monkeypatch):
 
 
 @pytest.fixture
+def threads_as_before():
+    """The kernels have their own number of threads again, whatever the test has set."""
+    import native
+    library = native.library()
+    yield
+    if library is not None:
+        library.rngru_set_threads(0)
+
+
+@pytest.fixture
 def text(tmp_path):
     path = tmp_path / 'text.txt'
     path.write_text(''.join(f'{i}: some words of no great meaning, {i * 7 % 13}.\n' for i in range(300)))

@@ -18,10 +18,14 @@ from update import CACHES, Update
 SOURCES = ('vectors', 'onehot', 'encoded')
 SIZES = [1, 15, 16, 17, 63, 64, 65, 100, 256]
 RULES = [(optimizer, clipping, averaged) for optimizer in CACHES for clipping in ('value', 'norm') for averaged in (False, True)]
+NETWORK = 8                 # of SampleText's inputs, the first one of the network
+STEERING = [{}, {'temp': 0.3}, {'temp': 0}, {'top_k': 5}, {'top_p': 0.8}, {'min_p': 0.1},
+            {'temp': 0.8, 'top_k': 20, 'top_p': 0.9, 'min_p': 0.05}]
 CXX = theano.config.cxx
 KERNELS = native.library()
 needskernels = pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here')
 needscompiler = pytest.mark.skipif(not CXX, reason='there is no C++ compiler here')
+lower = pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
 
 
 # --- Cases ------------------------------------------------------------------------------------------------------
@@ -70,6 +74,14 @@ def samplecase(encoded, L=2, H=16, V=66, n=1, seed=0, steps=200, temp=1.0, top_k
             np.array(float(top_p)), np.array(float(min_p)), allowed, uniform(rng, L, n, H), *network]
 
 
+def named(encoded, inputs):
+    """The network of a samplecase as get_params gives it."""
+    network = inputs[NETWORK:]
+    layers = (len(network) - 2) // 3
+    names = ['E', 'a'] * encoded + [f'{name}{l}' for l in range(layers) for name in 'UWb'] + ['V', 'c']
+    return dict(zip(names, network))
+
+
 def updatecase(shapes, seed=0, scale=1.0, optimizer='rmsprop', averaged=False, **given):
     """Inputs of an Update Op; gradients within +-4 scale, a regcost in half of the cases."""
     rng = np.random.RandomState(seed)
@@ -103,6 +115,14 @@ def truth(op, inputs):
     """The same by `perform` in float64, on the same numbers."""
     with np.errstate(all='ignore'):
         return perform(op, *(i.astype('float64') if i.dtype == 'float32' else i for i in inputs))
+
+
+def perform_(op, inputs):
+    """`perform`, called as `kernel` is."""
+    return perform(op, *inputs)
+
+
+ways = pytest.mark.parametrize('how', [pytest.param(perform_, id='numpy'), pytest.param(kernel, marks=needskernels, id='native')])
 
 
 def assert_close(got, expected, rtol=1e-5, atol=1e-30):

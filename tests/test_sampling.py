@@ -1,42 +1,22 @@
-"""The sampler: NumPy against a naive loop, the native kernel against NumPy, both against distributions worked out by hand."""
+"""The sampler and the reader: NumPy against a naive loop, the native kernels against NumPy, and what is refused."""
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 import native
 import sampling
-from conftest import kernel, naive_kept, naive_sample, perform, symbol
+from conftest import kernel, naive_sample, perform, symbol
 from hyperparams import HyperParams
-from kernelcases import samplecase
+from kernelcases import KERNELS, NETWORK, STEERING, lower, named, needskernels, perform_, samplecase, ways
 from layers import MODELTYPES
-from rounding import rounded
 
-KERNELS = native.library()
-needskernels = pytest.mark.skipif(KERNELS is None, reason='there are no native kernels here')
-NETWORK = 8                 # of the Op's inputs, the first one of the network
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 MODELS = [(True, False), (False, False), (True, True)]      # encoded, layernorm
 precisions = pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'int8'])
-lower = pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    yield
-    if KERNELS is not None:
-        KERNELS.rngru_set_threads(0)
 
 
 def double(inputs):
     return [np.asarray(i, 'float64') if i.dtype == 'float32' else i for i in inputs]
-
-
-def named(encoded, inputs):
-    """The network as get_params gives it."""
-    network = inputs[NETWORK:]
-    layers = (len(network) - 2) // 3
-    names = ['E', 'a'] * encoded + [f'{name}{l}' for l in range(layers) for name in 'UWb'] + ['V', 'c']
-    return dict(zip(names, network))
 
 
 def changed(inputs, **new):
@@ -82,180 +62,8 @@ def test_no_draws_give_no_characters_and_the_states_as_they_were():
         np.testing.assert_array_equal(states, inputs[7])
 
 
-def test_uniforms_at_the_ends_never_pass_the_end():
-    rng = np.random.RandomState(6)
-    for _ in range(200):
-        logits = rng.normal(size=rng.randint(1, 40)) * 10.0 ** rng.randint(-3, 3)
-        logits[rng.uniform(size=len(logits)) < 0.3] = -np.inf
-        logits[rng.randint(len(logits))] = 1.0
-        for number in (0.0, np.nextafter(1, 0)):
-            for steering in ((len(logits), 1.0, 0.0), (3, 0.9, 0.1)):
-                assert logits[sampling._draw(logits.copy(), number, 0.7, *steering)] > -np.inf
-
-
-# --- What is drawn, by hand: a network whose logits are its biases, whatever it reads ---------------------------------
-
-def perform_(op, inputs):
-    return perform(op, *inputs)
-
-
-ways = pytest.mark.parametrize('how', [pytest.param(perform_, id='numpy'), pytest.param(kernel, marks=needskernels, id='native')])
-
-
-def biased(logits, uniforms, temp=1.0, top_k=None, top_p=1.0, min_p=0.0, allowed=None):
-    """Inputs of an Op of one unit and one-hot input that draws (n, steps) characters from softmax(logits / temp)."""
-    V = len(logits)
-    uniforms = np.atleast_2d(np.asarray(uniforms, 'float64'))
-    zeros = [np.zeros(shape, 'float32') for shape in ((V, 3), (1, 3), (3,), (1, V))]
-    return [np.zeros(len(uniforms), 'int32'), uniforms, np.array(float(temp)), np.array(top_k or V), np.array(float(top_p)),
-            np.array(float(min_p)), np.ones(V, 'int8') if allowed is None else np.array(allowed, 'int8'),
-            np.zeros((1, len(uniforms), 1), 'float32'), *zeros, np.array(logits, 'float32')]
-
-
-def kept(how, logits, **steering):
-    """The characters that are drawn when the uniforms are spaced evenly, 200 of them."""
-    drawn, _ = how(sampling.SampleText(False), biased(logits, (np.arange(200) + 0.5) / 200, **steering))
-    return set(drawn[0].tolist())
-
-
-P = np.log([0.1, 0.4, 0.2, 0.3])        # the characters' ranking: 1, 3, 2, 0
-EQUAL = [0.75] * 6
-UNLIKELY = np.log([0.9, 0.05, 0.03, 0.02])   # 0 is forbidden where it is used
-
-KEPT = [
-    (P, {}, {0, 1, 2, 3}), (P, {'top_k': 1}, {1}), (P, {'top_k': 2}, {1, 3}), (P, {'top_k': 3}, {1, 2, 3}), (P, {'top_k': 4}, {0, 1, 2, 3}),
-    (P, {'top_k': 10 ** 9}, {0, 1, 2, 3}),
-    # 0.4; 0.4 + 0.3; 0.4 + 0.3 + 0.2
-    (P, {'top_p': 5e-324}, {1}), (P, {'top_p': 1e-12}, {1}), (P, {'top_p': 0.39}, {1}), (P, {'top_p': 0.41}, {1, 3}),
-    (P, {'top_p': 0.69}, {1, 3}), (P, {'top_p': 0.71}, {1, 2, 3}),
-    (P, {'top_p': 0.91}, {0, 1, 2, 3}), (P, {'top_p': 1}, {0, 1, 2, 3}),
-    # of the likeliest's: 0.75, 0.5, 0.25
-    (P, {'min_p': 0}, {0, 1, 2, 3}), (P, {'min_p': 0.24}, {0, 1, 2, 3}), (P, {'min_p': 0.26}, {1, 2, 3}), (P, {'min_p': 0.51}, {1, 3}),
-    (P, {'min_p': 0.76}, {1}), (P, {'min_p': 1}, {1}),
-    # top_k first: 0.55 of 0.7 is less than 0.4. top_p first would keep 1 and 3.
-    (P, {'top_k': 2, 'top_p': 0.55}, {1}), (P, {'top_k': 2, 'top_p': 0.58}, {1, 3}),
-    # top_p before min_p, which alone keeps 1 and 3 and so 0.7, of which 0.55 is less than 0.4.
-    (P, {'top_p': 0.55, 'min_p': 0.6}, {1, 3}), (P, {'top_p': 0.75, 'min_p': 0.6}, {1, 3}), (P, {'top_p': 0.3, 'min_p': 0.1}, {1}),
-    (P, {'top_k': 3, 'top_p': 0.99, 'min_p': 0.6}, {1, 3}), (P, {'top_k': 1, 'top_p': 0.01, 'min_p': 1}, {1}),
-    # The temperature before all: at 0.5 the shares are 0.16, 0.09, 0.04, 0.01 of 0.3; at 2 they are 0.63, 0.55, 0.45, 0.32 of 1.94.
-    (P, {'temp': 0.5, 'top_p': 0.5}, {1}), (P, {'temp': 0.5, 'top_p': 0.55}, {1, 3}), (P, {'temp': 0.5, 'min_p': 0.6}, {1}),
-    (P, {'temp': 0.5, 'min_p': 0.55}, {1, 3}), (P, {'temp': 2, 'top_p': 0.65}, {1, 2, 3}), (P, {'temp': 2, 'min_p': 0.7}, {1, 2, 3}),
-    # Of equals the first count as likelier; a sum that reaches top_p exactly is enough.
-    (EQUAL, {'top_k': 3}, {0, 1, 2}), (EQUAL, {'top_k': 1}, {0}), (EQUAL, {'top_p': 0.5}, {0, 1, 2}),
-    (EQUAL, {'top_p': 0.51}, {0, 1, 2, 3}),
-    (EQUAL, {'min_p': 1}, {0, 1, 2, 3, 4, 5}), (EQUAL, {'top_k': 4, 'top_p': 0.5}, {0, 1}),
-    (EQUAL, {'top_k': 4, 'top_p': 0.75, 'min_p': 1}, {0, 1, 2}),
-    ([1, 2, 1, 2, 1], {'top_k': 3}, {0, 1, 3}), ([1, 2, 1, 2, 1], {'top_k': 1}, {1}), ([0.0, -0.0, 0.0], {'top_k': 2}, {0, 1}),
-    # What is forbidden counts for nothing, however likely.
-    (EQUAL, {'top_k': 3, 'allowed': [0, 1, 0, 1, 1, 1]}, {1, 3, 4}), (EQUAL, {'top_p': 0.5, 'allowed': [0, 1, 0, 1, 1, 1]}, {1, 3}),
-    (UNLIKELY, {'allowed': [0, 1, 1, 1]}, {1, 2, 3}), (UNLIKELY, {'top_k': 1, 'allowed': [0, 1, 1, 1]}, {1}),
-    (UNLIKELY, {'top_p': 0.45, 'allowed': [0, 1, 1, 1]}, {1}),
-    (UNLIKELY, {'top_p': 0.55, 'allowed': [0, 1, 1, 1]}, {1, 2}), (UNLIKELY, {'min_p': 0.5, 'allowed': [0, 1, 1, 1]}, {1, 2}),
-    (UNLIKELY, {'top_k': 4, 'allowed': [0, 1, 1, 1]}, {1, 2, 3}),
-    (UNLIKELY, {'top_k': 2, 'top_p': 0.7, 'min_p': 0.61, 'allowed': [0, 1, 1, 1]}, {1}),
-    (UNLIKELY, {'allowed': [0, 0, 0, 1], 'top_k': 2, 'top_p': 0.5, 'min_p': 1}, {3}),
-    ([np.nan, 1, 1, np.inf], {'allowed': [0, 1, 1, 0], 'top_k': 3, 'top_p': 0.9, 'min_p': 0.1}, {1, 2}),
-    ([-np.inf, 1, 2], {'top_k': 3}, {1, 2}), ([-np.inf, 1, 2], {'top_p': 0.99999, 'min_p': 0.01}, {1, 2}),
-    # Tiny temperatures leave the likeliest, huge ones make all the same, by the same ranking.
-    (P, {'temp': 1e-300}, {1}), (P, {'temp': 1e-12, 'top_p': 0.9}, {1}), (P, {'temp': 5e-324, 'top_k': 3}, {1}),
-    ([2, 1, 2], {'temp': 1e-300}, {0, 2}),
-    ([2, 1, 2], {'temp': 1e-300, 'top_p': 0.5}, {0}), ([2, 1, 2], {'temp': 1e-300, 'min_p': 1e-9}, {0, 2}),
-    (P, {'temp': 1e300}, {0, 1, 2, 3}), (P, {'temp': 1e300, 'top_k': 2}, {1, 3}), (P, {'temp': 1e300, 'top_p': 0.5}, {1, 3}),
-    (P, {'temp': 1e300, 'min_p': 1}, {0, 1, 2, 3}),
-    # At 0 the likeliest, whatever else is asked for.
-    (P, {'temp': 0}, {1}), (P, {'temp': 0, 'top_k': 3, 'top_p': 0.9, 'min_p': 0.1}, {1}),
-    (EQUAL, {'temp': 0, 'allowed': [0, 0, 1, 1, 1, 1]}, {2})]
-
-
-@ways
-@pytest.mark.parametrize('logits, steering, want', KEPT, ids=[f'{i}-{case[1]}' for i, case in enumerate(KEPT)])
-def test_the_characters_that_are_kept_are_those_found_by_hand(how, logits, steering, want):
-    assert kept(how, logits, **steering) == want
-
-
-@ways
-@pytest.mark.parametrize('count', [3, 9, 10, 25])
-def test_of_equals_top_p_keeps_as_many_as_its_share_says(how, count):
-    """k / count of `count` equals are k: 0.7 of 10 are 7 and not 8, whatever a sum of ten times 0.7 gives."""
-    for k in range(1, count + 1):
-        assert kept(how, [0.0] * count, top_p=k / count) == set(range(k)), k
-
-
-@ways
-@pytest.mark.parametrize('temp', [0.3, 1, 2])
-def test_evenly_spaced_uniforms_draw_each_character_by_its_share(how, temp):
-    """N of them: each character N times its probability, to within one."""
-    logits, N = np.array([0.3, -1.0, 2.0, 0.0, -np.inf, 1.1]), 5000
-    drawn, _ = how(sampling.SampleText(False), biased(logits, (np.arange(N) + 0.5) / N, temp, allowed=logits > -1.1))
-    shares = np.exp(logits / temp)
-    assert np.abs(np.bincount(drawn[0], minlength=6) - N * shares / shares.sum()).max() <= 1
-
-
-DRAWS = [(1, {}, [0.1, 0.2, 0.3, 0.15, 0.25]),
-         (0.5, {'top_k': 4, 'top_p': 0.7, 'min_p': 0.1}, [0, 0, 0.09, 0, 0.0625]),
-         (0.5, {}, [0.01, 0.04, 0.09, 0.0225, 0.0625]), (1, {'top_k': 3}, [0, 0.2, 0.3, 0, 0.25]),
-         (1, {'min_p': 0.45}, [0, 0.2, 0.3, 0.15, 0.25])]
-
-
-@pytest.mark.anyengine
-@pytest.mark.parametrize('how, temp, steering, want', [(perform_, *case) for case in DRAWS[:2]]
-                         + [pytest.param(kernel, *case, marks=needskernels) for case in DRAWS])
-def test_draws_follow_the_softmax(how, temp, steering, want):
-    """Chi-squared at 0.001 with 1 to 4 degrees of freedom."""
-    count = 20_000 if how is perform_ else 100_000
-    uniforms = np.random.RandomState(3).uniform(size=(count // 1000, 1000))
-    drawn, _ = how(sampling.SampleText(False), biased(np.log([0.1, 0.2, 0.3, 0.15, 0.25]), uniforms, temp, **steering))
-    counts, wants = np.bincount(drawn.ravel(), minlength=5), count * np.array(want) / sum(want)
-    assert (counts[wants == 0] == 0).all()
-    counts, wants = counts[wants > 0], wants[wants > 0]
-    assert ((counts - wants) ** 2 / wants).sum() < {2: 10.83, 3: 13.82, 4: 16.27, 5: 18.47}[len(wants)]
-
-
-@ways
-def test_forbidden_characters_are_never_drawn(how):
-    for temp in (0, 0.01, 1, 100):
-        for steering in ({}, {'top_k': 2}, {'top_p': 0.9}, {'min_p': 0.2}, {'top_k': 5, 'top_p': 0.8, 'min_p': 0.01}):
-            inputs = samplecase(True, 2, 3, 6, steps=302, temp=temp, **steering)
-            inputs[6] = np.array([0, 1, 0, 1, 1, 0], 'int8')
-            inputs[-1][inputs[6] == 0] += 50        # they would be the likeliest
-            inputs[1][0, :2] = 0.0, np.nextafter(1, 0)
-            assert set(how(sampling.SampleText(True), inputs)[0][0].tolist()) <= {1, 3, 4}
-
-
-@ways
-@pytest.mark.parametrize('temp', [0.01, 1, 1e9])
-@pytest.mark.parametrize('steering', [{}, {'top_k': 3}, {'top_p': 0.9999999}])
-def test_uniforms_at_the_ends_draw_the_first_and_the_last_that_are_kept(how, temp, steering):
-    inputs = biased([9, 0.0, -0.01, 9, 0.005, 9], [[0.0, np.nextafter(1, 0)]], temp, allowed=[0, 1, 1, 0, 1, 0], **steering)
-    assert how(sampling.SampleText(False), inputs)[0].tolist() == [[1, 4]]
-
-
-@pytest.mark.anyengine
-@ways
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(halves=st.lists(st.integers(-8, 8), min_size=1, max_size=40), temp=st.sampled_from([0.2, 0.5, 1.0, 1.7, 4.0]),
-       top_k=st.integers(1, 40), top_p=st.floats(0.01, 1), min_p=st.floats(0, 1), seed=st.integers(0, 999))
-def test_the_characters_kept_and_their_shares_are_those_of_the_definition(how, halves, temp, top_k, top_p, min_p, seed):
-    """Uniforms just below and just above each boundary between characters: one kept too many or too few, and some are drawn wrongly."""
-    logits = np.array(halves, 'float64') / 2
-    allowed = np.random.RandomState(seed).rand(len(logits)) < 0.8
-    allowed[seed % len(logits)] = True
-    # The definition's sums are as inexact as any: where one of them meets top_p or min_p, either is right.
-    ranked = np.exp(np.sort((logits[allowed] - logits[allowed].max()) / temp)[::-1])
-    assume(top_p == 1 or (abs(np.cumsum(ranked[:top_k]) / ranked[:top_k].sum() - top_p) > 1e-9).all())
-    assume((abs(ranked - min_p) > 1e-9).all() or min_p in (0, 1))
-    shares = naive_kept(logits, allowed, temp, top_k, top_p, min_p)
-    chars, ends = np.array(list(shares)), np.cumsum(list(shares.values()))
-    uniforms = np.sort(np.concatenate([[0], ends / ends[-1] - 1e-9, ends[:-1] / ends[-1] + 1e-9]))
-    want = [chars[np.flatnonzero(ends > number * ends[-1])[0]] for number in uniforms]
-    drawn, _ = how(sampling.SampleText(False), biased(logits, uniforms, temp, top_k, top_p, min_p, allowed))
-    assert drawn[0].tolist() == want
-
-
 # --- The native sampler against NumPy -----------------------------------------------------------------------------------
 
-STEERING = [{}, {'temp': 0.3}, {'temp': 0}, {'top_k': 5}, {'top_p': 0.8}, {'min_p': 0.1},
-            {'temp': 0.8, 'top_k': 20, 'top_p': 0.9, 'min_p': 0.05}]
 SIZES = [(1, 1, 2), (1, 15, 5), (2, 16, 66), (3, 17, 300), (2, 64, 66), (2, 100, 5), (1, 256, 66)]
 
 
@@ -349,27 +157,6 @@ def test_every_parameter_changed_in_place_is_seen_by_the_next_text(encoded, thre
         assert (before[0] != storages[1][0]).any() or (before[1] != storages[0][0]).any()
 
 
-@pytest.mark.anyengine
-@needskernels
-@pytest.mark.parametrize('encoded', [True, False])
-@pytest.mark.parametrize('threads, n', [(1, 1), (2, 1), (2, 5)])
-@lower
-def test_every_parameter_changed_in_place_is_seen_by_the_next_text_of_rounded_weights(encoded, threads, n, precision):
-    KERNELS.rngru_set_threads(threads)
-    op, inputs = sampling.SampleText(encoded, precision), samplecase(encoded, 3, 240, 40, n, steps=60)
-    work, storages = op.kernel(op.make_node(*map(symbol, inputs))), [[None], [None]]
-    work(inputs, storages)
-    for i in range(NETWORK, len(inputs)):
-        before = storages[1][0].tobytes() + storages[0][0].tobytes()
-        flat = inputs[i].reshape(-1)
-        flat += np.float32(0.05) * np.sign(flat)
-        flat[-1] += 1
-        work(inputs, storages)
-        new, new_states = kernel(sampling.SampleText(encoded, precision), inputs)       # which keeps nothing
-        assert storages[0][0].tobytes() == new.tobytes() and storages[1][0].tobytes() == new_states.tobytes()
-        assert before != storages[1][0].tobytes() + storages[0][0].tobytes()
-
-
 @needskernels
 @pytest.mark.parametrize('encoded', [True, False])
 def test_one_changed_number_of_a_network_of_zeros_is_seen_at_another_number_of_threads_and_texts(encoded):
@@ -425,135 +212,6 @@ def test_a_sampler_of_float64_falls_back_to_numpy():
     assert op.kernel(op.make_node(*map(symbol, double(samplecase(True))))) is None
 
 
-# --- bfloat16 and int8 --------------------------------------------------------------------------------------------------
-
-def roundedparams(params, precision):
-    """get_params' dict as text is generated with it: what multiplies states rounded, the others as they are."""
-    return {name: rounded(p, precision) if name[0] in 'UWV' and name != 'U0' else p for name, p in params.items()}
-
-
-def naive_vector(x, precision, most):
-    """What multiplies weights instead of the vector x, number by number, in float64."""
-    if precision == 'int8':
-        return [round(63 * value / most) * most / 63 for value in x]
-    result = []
-    for value in x:
-        mantissa, exponent = np.frexp(value)
-        result.append(np.ldexp(round(np.ldexp(mantissa, 8)), exponent - 8))     # 8 bits; Python rounds halves to even
-    return result
-
-
-def naive_rounded_sample(params, states, char, uniforms, temp, allowed, precision):
-    """As conftest.naive_sample: one text of a network whose matrices' vectors are rounded, its matrices being so already."""
-    L, H = len(states), len(states[0])
-    p = {name: np.asarray(param, 'float64') for name, param in params.items()}
-    most, drawn, states = max(1, np.abs(states).max()), [], [np.array(s, 'float64') for s in states]
-    for uniform_ in uniforms:
-        x = (np.tanh(p['E'][char] + p['a']) @ p['U0'] if 'E' in p else p['U0'][char])
-        for l in range(L):
-            s = states[l]
-            if l:
-                x = naive_vector(states[l - 1], precision, most) @ p[f'U{l}']
-            W, b = p[f'W{l}'], p[f'b{l}']
-            gates = x + b + np.concatenate([naive_vector(s, precision, most) @ W[:, :2 * H], np.zeros(H)])
-            z, r = (np.clip(0.2 * gates[part] + 0.5, 0, 1) for part in (slice(H), slice(H, 2 * H)))
-            h = np.tanh(gates[2 * H:] + naive_vector(r * s, precision, most) @ W[:, 2 * H:])
-            states[l] = (1 - z) * h + z * s
-        logits = naive_vector(states[-1], precision, most) @ p['V'] + p['c']
-        shares = np.where(np.asarray(allowed) != 0, np.exp(logits / temp), 0)
-        char = int(np.argmax(np.cumsum(shares) > uniform_ * shares.sum()))
-        drawn.append(char)
-    return drawn, states
-
-
-@ways
-@lower
-@pytest.mark.parametrize('encoded', [True, False])
-@pytest.mark.parametrize('L, H, beyond', [(1, 3, 1), (2, 5, 1), (3, 6, 4)])
-def test_rounded_weights_give_what_the_naive_loop_gives(how, precision, encoded, L, H, beyond):
-    """Step by step from the naive loop's states, since one that lies between two points may be rounded either way: then its
-    successors differ by a weight times the points' distance."""
-    inputs = samplecase(encoded, L, H, 7, steps=1, scale=1)
-    inputs[7] *= beyond
-    op, params = sampling.SampleText(encoded, precision), roundedparams(named(encoded, inputs), precision)
-    apart, rng = [], np.random.RandomState(0)
-    for _ in range(30):
-        inputs[1] = rng.uniform(size=(1, 1))
-        drawn, states = how(op, inputs)
-        want, want_states = naive_rounded_sample(params, inputs[7][:, 0], inputs[0][0], inputs[1][0], 1.0, inputs[6], precision)
-        assert drawn[0].tolist() == want
-        apart.append(np.abs(states[:, 0] - want_states).max())
-        inputs[0][:], inputs[7] = want, np.array(want_states, 'float32')[:, None]
-    assert np.median(apart) < 1e-6 and max(apart) < 0.1
-
-
-@ways
-def test_the_points_of_a_texts_states_in_int8_are_not_those_of_the_text_beside_it(how):
-    """The greatest state of each decides, here 1 and 5: the first text is what it is alone."""
-    op, inputs = sampling.SampleText(False, 'int8'), samplecase(False, 2, 5, 7, n=2, steps=30, scale=1)
-    inputs[7][:, 0] = np.clip(inputs[7][:, 0], -1, 1)
-    inputs[7][:, 1] *= 5 / np.abs(inputs[7][:, 1]).max()
-    drawn, states = how(op, inputs)
-    alone = list(inputs)
-    alone[0], alone[1], alone[7] = inputs[0][:1], inputs[1][:1], inputs[7][:, :1]
-    alone_drawn, alone_states = how(op, alone)
-    np.testing.assert_array_equal(drawn[:1], alone_drawn)
-    np.testing.assert_allclose(states[:, :1], alone_states, atol=1e-6)
-
-
-@pytest.mark.anyengine
-@needskernels
-@lower
-@pytest.mark.parametrize('n', [1, pytest.param(2, marks=pytest.mark.long), 5])
-@pytest.mark.parametrize('encoded, L, H, V', [(True, 2, 16, 66), (True, 3, 33, 40), (True, 1, 256, 66), (False, 2, 50, 20),
-                                              (False, 3, 30, 131), (True, 1, 1, 3), (True, 2, 7, 4)])
-def test_texts_of_rounded_weights_agree_with_numpy(precision, n, encoded, L, H, V):
-    """A state between two points may be rounded either way, and a text then go another way: one of ten at the most."""
-    op, same = sampling.SampleText(encoded, precision), 0
-    for seed in range(10):
-        inputs = samplecase(encoded, L, H, V, n, seed, scale=0.7, **STEERING[seed % len(STEERING)])
-        (drawn, states), (want, want_states) = kernel(op, inputs), perform(op, *inputs)
-        same += ((drawn == want).all(1) & (np.abs(states - want_states).max((0, 2)) < 0.05)).sum()
-    assert same >= 9 * n
-
-
-@ways
-@lower
-@pytest.mark.parametrize('H', [1000, 3000])
-def test_long_sums_of_rounded_weights_do_not_overflow(how, precision, H):
-    """All gates open, all states 1, all weights 2^-10, signed: h = tanh(+-H / 1024)."""
-    inputs = samplecase(False, 1, H, 4, steps=1)
-    U, W, b, V, c = inputs[NETWORK:]
-    U[:], V[:], W[:, :2 * H], W[:, 2 * H:], b[:H], b[H:2 * H], b[2 * H:] = 0, 0, 0, 2.0 ** -10, -10, 10, 0
-    W[:, 2 * H + 1::2] *= -1
-    inputs[7][:] = 1
-    _, states = how(sampling.SampleText(False, precision), inputs)
-    np.testing.assert_allclose(states[0, 0], np.tanh(H / 1024) * (-1) ** np.arange(H), atol=1e-6)
-
-
-@needskernels
-def test_packed_weights_of_another_precision_or_network_are_not_used():
-    def drawn(inputs, precision, packed):
-        chars, uniforms, temp, top_k, top_p, min_p, allowed, s0, E, a, U0, W0, b0, U1, W1, b1, V, c = inputs
-        states = s0.copy()
-        text, packed = native.sample([E, a], [(U0, W0, b0), (U1, W1, b1)], V, c, chars, uniforms, float(temp), len(c), 1.0, 0.0,
-                                     (allowed != 0).view(np.uint8), states, packed, precision)
-        return text.tobytes() + states.tobytes(), packed
-    packed, texts = None, []
-    small, large = samplecase(True, 2, 16, 20, 3), samplecase(True, 2, 100, 66, 3)
-    for inputs, precision in [(small, 'float32'), (small, 'int8'), (large, 'int8'), (large, 'bfloat16'), (large, 'float32'),
-                              (small, 'bfloat16'), (small, 'bfloat16'), (large, 'int8'), (small, 'float32')]:
-        text, packed = drawn(inputs, precision, packed)
-        assert text == drawn(inputs, precision, None)[0]
-        texts.append(text)
-    assert len(set(texts)) == 6
-
-
-def test_a_precision_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="float32, bfloat16, int8, got 'int4'"):
-        sampling.SampleText(True, 'int4')
-
-
 # --- What is refused ----------------------------------------------------------------------------------------------------
 
 @ways
@@ -594,19 +252,6 @@ def test_one_text_of_several_whose_state_is_nan_is_refused(how, precision):
         inputs[7][where] = np.nan
         with pytest.raises(FloatingPointError, match='diverged'):
             how(sampling.SampleText(True, precision), inputs)
-
-
-@ways
-@lower
-@pytest.mark.parametrize('which', range(-5, 0), ids=['U1', 'W1', 'b1', 'V', 'c'])
-@pytest.mark.parametrize('where', [0, -1])
-def test_one_nan_among_rounded_weights_is_refused(how, precision, which, where):
-    """The last column's is of a gate that NaN reaches only by r * s."""
-    inputs = samplecase(True, n=3, steps=4)
-    inputs[6][:] = 1
-    inputs[which].flat[where] = np.nan
-    with pytest.raises(FloatingPointError, match='diverged'):
-        how(sampling.SampleText(True, precision), inputs)
 
 
 @pytest.fixture
