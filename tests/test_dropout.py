@@ -11,22 +11,16 @@ import native
 from conftest import naive_gru, naive_nll, naive_vectors, perform, symbol
 from engine import T, theano
 from hyperparams import HyperParams
+from kernelcases import needskernels
+from modelcases import PLAIN
 
-PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 SEED, UPDATES = 0x1234_5678_9ABC_DEF0, 0x1_0000_0003                # both halves of each matter
-needskernels = pytest.mark.skipif(native.library() is None, reason='there are no native kernels here')
 
 # Random123's kat_vectors: counter, key, output of philox4x32, 10 rounds.
 PUBLISHED = ['00000000 00000000 00000000 00000000  00000000 00000000  6627e8d5 e169c58d bc57ac4c 9b00dbd8',
              'ffffffff ffffffff ffffffff ffffffff  ffffffff ffffffff  408f276d 41c83b0e a20bc7c6 6d5451fd',
              '243f6a88 85a308d3 13198a2e 03707344  a4093822 299f31d0  d16cfe09 94fdcceb 5001e420 24126ea1']
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    yield
-    if native.library() is not None:
-        native.library().rngru_set_threads(0)
 
 
 # --- The naive version: Python's integers, one element at a time ----------------------------------------------------

@@ -11,20 +11,14 @@ from conftest import (assert_needs, kernel, naive_gru, naive_layernorm, naive_lo
                       perform)
 from engine import T, theano
 from hyperparams import HyperParams
+from kernelcases import needskernels
 from layernorm import LayerNorm, LayerNormGrad, normalised
+from modelcases import PLAIN
 from rn_rnn_char import ModelState, RNGRUError
 
-PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 SHAPES = [(1, 1, 1), (1, 1, 2), (3, 2, 1), (3, 2, 5), (2, 3, 15), (2, 2, 16), (1, 3, 17), (4, 3, 63), (2, 1, 64), (3, 5, 65), (2, 2, 100),
           (7, 3, 129), (2, 2, 1000)]
-needskernels = pytest.mark.skipif(native.library() is None, reason='there are no native kernels here')
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    yield
-    if native.library() is not None:
-        native.library().rngru_set_threads(0)
 
 
 def uniform(*shape, seed=0, dtype='float32'):

@@ -13,9 +13,9 @@ import native
 import ops
 from conftest import naive_gru, naive_logits, naive_nll, naive_vectors, perform, symbol, uniform
 from engine import T, theano
+from modelcases import PLAIN
 
 SOURCES = ('vectors', 'onehot', 'encoded')
-PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
 
 
 def grucase(source, T=3, B=2, H=3, K=4, V=5, dtype='float64', seed=0, scale=0.6, x=None):

@@ -13,20 +13,12 @@ import native
 import ops
 from conftest import ROOT, kernel, naive_vectors, perform
 from hyperparams import HyperParams
+from kernelcases import KERNELS, SOURCES, needskernels
 from rn_rnn_char import ModelState
 from rounding import bfloat16
 from sampling import ReadText
 
-KERNELS = native.library()
-needskernels = pytest.mark.skipif(KERNELS is None, reason='no C++ compiler')
-SOURCES = ('vectors', 'onehot', 'encoded')
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    yield
-    if KERNELS is not None:
-        KERNELS.rngru_set_threads(0)
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 
 
 @pytest.fixture

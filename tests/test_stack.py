@@ -12,10 +12,10 @@ from device import CPU, Accelerator
 from engine import T, theano
 from hyperparams import HyperParams
 from kernelcases import SOURCES, assert_close, grucase, truth
+from modelcases import PLAIN
 from stack import GRUStack, GRUStackGrad
 from test_dropout import SEED, UPDATES
 
-PLAIN = theano.compile.mode.Mode(linker='py', optimizer=None)       # no C, no rewriting: nothing to wait for
 needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_spec('jax') is None,
                               reason='needs PyTensor and JAX (requirements-jax.txt)')
 if engine.name == 'pytensor' and importlib.util.find_spec('jax'):

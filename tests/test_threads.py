@@ -10,17 +10,11 @@ import pytest
 
 import native
 import ops
-from kernelcases import KERNELS, bits, finished, gradcase, inchild, large, losses, needskernels, process
+from kernelcases import bits, finished, gradcase, inchild, large, losses, needskernels, process
 from rn_rnn_char import ModelState
 
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 onlinux = pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='this system has no affinity')
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    yield
-    if KERNELS is not None:
-        KERNELS.rngru_set_threads(0)
 
 
 @needskernels
