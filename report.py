@@ -145,11 +145,11 @@ class Progress:
                 left = (self.steps - self.done) * self.unit / rate
                 say(f'{self.title}: {self.done}/{self.steps} steps, loss {loss:.3f}, {rate:,.0f} characters/s, {left:.0f} s left')
 
-    def resize(self, steps: int) -> None:
-        """There are so many steps now."""
-        self.steps = steps
+    def resize(self, title: str, steps: int) -> None:
+        """It is called so, and there are so many steps, now."""
+        self.title, self.steps = title, steps
         if self.bar is not None:
-            self.bar.total = steps * self.unit
+            self.bar.desc, self.bar.total = title, steps * self.unit
 
     def close(self) -> None:
         """Take the bar away."""

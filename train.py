@@ -153,7 +153,7 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched, pace):
     before = (ms.checkpoint.kind, ms.checkpoint.loss) if ms.checkpoint is not None else ('', math.nan)
     advisor = Advisor(ms, run)
     while not run.isover:
-        title = f'Round {run.validated + 1}/{run.rounds}'
+        title = _title(run)
         progress = report.Progress(title, run.left, run.batchsize * ms.data.seq_len)
         accounts = Accounts(ms, saver, advisor, progress)
         losses = accounts.losses
@@ -165,7 +165,8 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched, pace):
                 accounts.enter(_step(ms, run, epochsteps))
                 control.behind(accounts.settle)
                 if pace and pace.replan():
-                    progress.resize(progress.done + run.left)
+                    title = _title(run)
+                    progress.resize(title, progress.done + run.left)
             accounts.settle()
         finally:
             progress.close()
@@ -195,6 +196,10 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched, pace):
             with cluster.alone():
                 _endonbest(ms, run, saver)
         saving.agree(ms)
+
+
+def _title(run):
+    return f'Round {run.validated + 1}/{run.rounds}'
 
 
 def _endonbest(ms, run, saver):
@@ -312,7 +317,8 @@ class Pace:
         self.start, self.done, self.validated = time.monotonic(), 0, 0
 
     def replan(self) -> bool:
-        """Plan again where it is time to, by the speed of the steps since the last time; whether it was. To be asked behind each step."""
+        """Plan again where it is time to, by the speed of the steps since the last time; whether it was. To be asked behind each step.
+        Says so where it changes the number of rounds."""
         run = self.run
         if not self.when or run.done < self.when[0]:
             return False
@@ -324,7 +330,11 @@ class Pace:
         left, spent = cluster.first(measure)
         if spent < MEASURE:                             # too short a time to know better
             return False
+        before = run.rounds
         run.replan(left, spent / (run.done - self.done), self.validationseconds)
+        if run.rounds != before:
+            report.say(f'Planned anew, since the machine is {"faster" if run.rounds > before else "slower"} than it was: '
+                       f'{counted(run.rounds, "round")} in all, not {before:,}.')
         self.start, self.done, self.validated = time.monotonic(), run.done, run.validated
         return True
 

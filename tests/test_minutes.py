@@ -61,7 +61,7 @@ PACES = [
 
 
 @pytest.mark.parametrize('cost, steps, rounds, ends', PACES)
-def test_a_run_planned_by_time_is_planned_anew_by_the_speed_that_it_has(make, monkeypatch, cost, steps, rounds, ends):
+def test_a_run_planned_by_time_is_planned_anew_by_the_speed_that_it_has(make, monkeypatch, capsys, cost, steps, rounds, ends):
     ms, now, done = make(valid_frac=0.2), [0.0], []
     trainstep, losses = ms.model.trainstep, ms.heldout.losses
 
@@ -77,7 +77,13 @@ def test_a_run_planned_by_time_is_planned_anew_by_the_speed_that_it_has(make, mo
     monkeypatch.setattr(HeldOut, 'losses', lambda self, *args: validated(*args))
     monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
     monkeypatch.setattr(train, '_measure', lambda *args: (0.25, 1.0, ms.heldout.numsteps(8)))
+    monkeypatch.setattr(report, 'verbose', True)
     ms.trainmodel(minutes=2, batchsize=8, schedule='linear', print_every=0, save_every=0)
+    out = capsys.readouterr().out
+    said = f'Planned anew, since the machine is {"faster" if rounds > 6 else "slower"} than it was: {rounds} rounds in all, not 6.'
+    assert ('Planned anew' in out) == (said in out) == (rounds != 6)
+    # The first plan anew lies in the first round, whose end is told by it.
+    assert f'Round 1/{6 if cost(0) == 0.25 else rounds}: validation loss' in out and f'Round {rounds}/{rounds}: validation loss' in out
     run = Run.fromfacts(ms.checkpoints()[-1].facts['run'])
     assert (len(done), run.rounds, now[0]) == (steps, rounds, ends)
     assert run.isover and run.done == run.steps == steps and run.train_len == 76
