@@ -116,7 +116,7 @@ class Run:
         isone = self.train_len == self.steps
         rounds = 1 if isone else max(math.ceil(seconds / (self.train_len * stepseconds + validationseconds)), 1)
         steps = int(min((seconds - rounds * validationseconds) / stepseconds, float(MOST // 2)))
-        self.steps = max(steps, self.done + 1, self.warmup + 1)
+        self.steps = max(steps, self.done, self.warmup + 1)
         if isone:
             self.train_len = self.steps
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 MEASURE = 1.5                               # seconds, before a run that is planned by time
-REPLAN = 1 / 16, 1 / 4, 1 / 2, 3 / 4        # of its steps: when they are done, it is planned again
+REPLAN = 1 / 16, 1 / 4, 1 / 2, 3 / 4, 7 / 8     # of its steps: when they are done, it is planned again
 
 
 class Interrupts:
@@ -313,16 +313,16 @@ class Pace:
     def __init__(self, run: Run, end: float, validationseconds: float) -> None:
         """end: time.monotonic() when it is to end."""
         self.run, self.end, self.validationseconds = run, end, validationseconds
-        self.when = [int(share * run.steps) for share in REPLAN]
+        self.shares = list(REPLAN)
         self.start, self.done, self.validated = time.monotonic(), 0, 0
 
     def replan(self) -> bool:
         """Plan again where it is time to, by the speed of the steps since the last time; whether it was. To be asked behind each step.
         Says so where it changes the number of rounds."""
         run = self.run
-        if not self.when or run.done < self.when[0]:
+        if not self.shares or run.done < int(self.shares[0] * run.steps):
             return False
-        del self.when[0]
+        del self.shares[0]
 
         def measure():
             now = time.monotonic()

@@ -131,7 +131,7 @@ REPLANS = [
     ({'steps': 960, 'train_len': 96, 'done': 240, 'validated': 2}, (38, 0.0625, 0.5), (792, 96)),   # of 54 s 9 rounds of 6.5 s at most
     ({'steps': 400, 'train_len': 400, 'done': 100}, (80, 0.25, 60), (180, 180)),    # one round stays one: 45 s of 105 are left for steps
     ({'steps': 796, 'train_len': 5000, 'done': 398}, (700, 0.125, 2), (5966, 5000)),        # as long as asked for: a second one begins
-    ({'steps': 960, 'train_len': 96, 'done': 480, 'validated': 5}, (-9, 0.25, 0.5), (481, 96)),     # too late: a step more, and the end
+    ({'steps': 960, 'train_len': 96, 'done': 480, 'validated': 4}, (-9, 0.25, 0.5), (480, 96)),     # too late: a validation, and the end
     ({'steps': 400, 'train_len': 400, 'done': 20, 'warmup': 300}, (10, 1, 1), (301, 301)),          # not before warm-up is over
     ({'steps': 400, 'train_len': 100, 'done': 20}, (1e300, 1e-3, 1), (2 ** 62, 100))]
 
