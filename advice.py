@@ -213,17 +213,19 @@ class Advisor:
                               f"while training fell: ms.restore('best'), then try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}.")
 
     def _bent(self, losses):
-        """Of a text that won't be read to its end few places are read: the network follows those, and knows the rest the less."""
+        """Of a text that this run won't read to its end few places are read: the network follows those, and knows the rest the less."""
         ms, run, now = self.ms, self.run, self.points[-1]
         gap, ahead = now.validation - now.train, (run.steps - run.done) * run.batchsize * ms.data.seq_len
         if not ms.heldout or ms.model.characters + ahead >= ms.data.numchars:
+            return None
+        if run.rounds == 1 and not run.bestlast:        # a person who asks for one round at a time may still come to the end
             return None
         if run.batchsize >= FEWROWS or len(losses) < WINDOW or gap < BENT:
             return None
         if unlike(ms.data.codes, ms.heldout.codes, len(ms.charset)):    # which was told before training
             return None
-        return 'bent', gap, (f'Few rows: validation is {gap:.2f} above training, though nothing was read twice: the network bends to the '
-                             f'{report.counted(run.batchsize, "place")} that it reads. Try batchsize={4 * run.batchsize}.')
+        return 'bent', gap, (f'Few rows: validation is {gap:.2f} above training, of a text too long to be read to its end: the network '
+                             f'bends to the {report.counted(run.batchsize, "place")} that it reads. Try batchsize={4 * run.batchsize}.')
 
     def _stuck(self, isurgent=False):
         """isurgent: whether it is worth its time, however short the round was."""

@@ -200,23 +200,34 @@ def test_a_quarter_of_the_units_may_be_stuck(train):
     assert train(1, 16, 300, learnrate=0.005, change=change)[1] == [None]
 
 
-@pytest.mark.parametrize('batchsize, parts, size, sentence', [(2, 45, 900, 'the 2 places that it reads. Try batchsize=8.'),
-                                                              (63, 70, 4500, 'the 63 places that it reads. Try batchsize=252.'),
-                                                              (64, 70, 4500, None)])
-def test_where_few_rows_follow_a_text_that_changes_on_the_way_more_are_named(train, batchsize, parts, size, sentence):
-    """The same eight letters stand in another order in each of so many parts, again and again; so does the end that is held out."""
+def parts(count, size):
+    """A text whose eight letters stand in another order in each of so many parts of so many characters, again and again."""
     rng = np.random.RandomState(3)
-    text = ''.join((''.join(rng.permutation(list('abcdefgh'))) + '\n') * (size // 9) for _ in range(parts))
-    ms, (said,) = train(1, batchsize, 150, text=text, optimizer='adam', learnrate=0.02)
-    gap = ms.checkpoint.loss - ms.history().steps['loss'][-100:].mean()
-    assert ms.model.epoch == 0 and gap > 0.3
-    assert said is None if sentence is None else said.startswith('Few rows: ') and said.endswith(sentence)
+    return ''.join((''.join(rng.permutation(list('abcdefgh'))) + '\n') * (size // 9) for _ in range(count))
+
+
+@pytest.mark.parametrize('batchsize, text, sentence', [(2, (45, 900), 'the 2 places that it reads. Try batchsize=8.'),
+                                                       (63, (120, 4500), 'the 63 places that it reads. Try batchsize=252.'),
+                                                       (64, (120, 4500), None)])
+def test_where_few_rows_follow_a_text_that_changes_on_the_way_more_are_named(train, batchsize, text, sentence):
+    ms, said = train(2, batchsize, 150, text=parts(*text), optimizer='adam', learnrate=0.02)
+    gap = ms.history().validations['loss'][0] - ms.history().steps['loss'][50:150].mean()
+    assert ms.model.epoch == 0 and gap > 0.25 and said[1] is None
+    assert said[0] is None if sentence is None else said[0].startswith('Few rows: ') and said[0].endswith(sentence)
+
+
+@pytest.mark.parametrize('rounds, steps, options, isadvised', [
+    (1, 150, {}, False),                                # call by call it may be read to its end
+    (1, 150, {'run': {'patience': 9}}, True),
+    (2, 99, {}, False),                                 # too few steps to know
+    (2, 150, {'valid_frac': 0.0, 'run': {'valid_len': 5}}, False)])
+def test_more_rows_are_named_only_where_it_is_known_that_few_are_the_reason(train, rounds, steps, options, isadvised):
+    _, said = train(rounds, 2, steps, text=parts(45, 900), **{'optimizer': 'adam', 'learnrate': 0.02, **options})
+    assert [bool(line and line.startswith('Few rows')) for line in said] == ([isadvised] + [False] * (rounds - 1))
 
 
 def test_a_text_that_is_to_be_read_to_its_end_gets_no_more_rows(train):
-    rng = np.random.RandomState(3)
-    text = ''.join((''.join(rng.permutation(list('abcdefgh'))) + '\n') * 100 for _ in range(45))
-    ms, said = train(2, 2, 370, text=text, optimizer='adam', learnrate=0.02)          # 37,000 characters of 36,450
+    ms, said = train(2, 2, 370, text=parts(45, 900), optimizer='adam', learnrate=0.02)          # 37,000 characters of 36,450
     assert ms.history().validations['loss'][0] > ms.history().steps['loss'][270:370].mean() + 0.3 and said[0] is None
 
 
