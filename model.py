@@ -282,9 +282,10 @@ class ModelState:
         minutes        train for so long, compilation and validations
                        included, in place of num_rounds: some steps are timed
                        first, and so many planned, by whose number the
-                       schedule goes; four times on the way the plan is made
-                       anew, by the speed until then. resume finishes the
-                       plan that stands in the checkpoint
+                       schedule goes; some times on the way the plan is made
+                       anew, by the speed until then, and the learning rate
+                       goes on by the new one. resume finishes the plan that
+                       stands in the checkpoint
         schedule       of the learning rate, from ms.hyper.learnrate on:
                        'constant'; 'linear' or 'cosine' to end_learnrate at
                        the end of the run; 'plateau', halved whenever two
@@ -312,7 +313,7 @@ class ModelState:
                        does), how that has changed, and which of its words
                        surprises most. It changes no training, and like
                        print_every it holds for this call only; reading a
-                       long one comes on top of minutes
+                       long one takes its share of minutes
         device         where the network computes from now on: 'cpu', by the
                        native kernels; 'jax', the device that JAX takes by
                        default, by XLA; or one by its name, as 'cuda',

@@ -1,7 +1,7 @@
 """A run of training: what it was asked for, how far it is, and the learning rate of each of its steps.
 
 It stands in every checkpoint as plain facts, so that `trainmodel(resume=True)` finishes a run that was broken off, exactly as it would
-have ended.
+have ended (one that is planned by time: by the plan that it had then).
 """
 
 import inspect
@@ -114,9 +114,8 @@ class Run:
         """Have as many steps in all as `seconds` more allow, in rounds as long as before; a plan of one round stays one."""
         seconds += self.done * stepseconds + self.validated * validationseconds
         isone = self.train_len == self.steps
-        rounds = 1 if isone else max(math.ceil(seconds / (self.train_len * stepseconds + validationseconds)), 1)
-        steps = int(min((seconds - rounds * validationseconds) / stepseconds, float(MOST // 2)))
-        self.steps = max(steps, self.done, self.warmup + 1)
+        steps = _fitting(seconds, None if isone else self.train_len, stepseconds, validationseconds)
+        self.steps = max(min(steps, MOST // 2), self.done, self.warmup + 1)
         if isone:
             self.train_len = self.steps
 
@@ -194,11 +193,22 @@ def planned(run: Run, seconds: float, stepseconds: float, validationseconds: flo
         run = replace(run, valid_len=run.valid_len or min(validationsteps, max(int(seconds / 20 / MOSTROUNDS / one), 1)))
         validationseconds = run.valid_len * one
     if run.train_len:
-        rounds = max(math.ceil(seconds / (run.train_len * stepseconds + validationseconds)), 1)
-    else:
-        rounds = max(min(int(seconds / 20 / validationseconds), MOSTROUNDS), 1)
+        return _checked(replace(run, steps=max(_fitting(seconds, run.train_len, stepseconds, validationseconds), 1)))
+    rounds = max(min(int(seconds / 20 / validationseconds), MOSTROUNDS), 1)
     steps = max(int((seconds - rounds * validationseconds) / stepseconds), 1)
-    return _checked(replace(run, steps=steps, train_len=run.train_len or -(-steps // rounds)))
+    return _checked(replace(run, steps=steps, train_len=-(-steps // rounds)))
+
+
+def _fitting(seconds, train_len, stepseconds, validationseconds):
+    """How many steps fit into `seconds`, validations behind each round of train_len included; None: behind the last step alone.
+
+    A last round that is not whole has to take twice its validation at least: else it isn't begun, and the run ends that much early.
+    """
+    round_ = (train_len or math.inf) * stepseconds + validationseconds
+    whole = max(int(seconds / round_), 0)
+    if whole and seconds - whole * round_ < 2 * validationseconds:
+        return whole * train_len
+    return int((seconds - (whole + 1) * validationseconds) / stepseconds)
 
 
 def _checked(run):

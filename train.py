@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLE_CHARS, SAMPLE_TEMP = 100, 0.5        # of the texts printed while training
 MEASURE = 1.5                               # seconds, before a run that is planned by time
-REPLAN = 1 / 16, 1 / 4, 1 / 2, 3 / 4, 7 / 8     # of its steps: when they are done, it is planned again
+REPLAN = 1 / 16, 1 / 4, 1 / 2, 3 / 4, 7 / 8     # of its time: when they are over, it is planned again
 
 
 class Interrupts:
@@ -108,7 +108,7 @@ def _carryout(ms, run, seconds, clear_state, print_every, save_every, keep, watc
         def plan():
             return planned(asked, start + seconds - time.monotonic(), *measured)
         run = Run(**cluster.first(lambda: plan().facts())) if cluster.isshared() else plan()
-        pace = Pace(run, start + seconds, measured[1])
+        pace = Pace(run, start + seconds, measured[1] * (run.valid_len or measured[2]) / measured[2])
     epochsteps = data.batchepoch(run.batchsize)
     _placestate(model, run.batchsize, clear_state)
     newest = ms.workdir.scan()[0][-1:] if cluster.isfirst() else []
@@ -164,12 +164,13 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched, pace):
                     _printsample(ms, run.done)
                 accounts.enter(_step(ms, run, epochsteps))
                 control.behind(accounts.settle)
-                if pace and pace.replan():
+                if pace and not control.stop and pace.replan():
                     title = _title(run)
-                    progress.resize(title, progress.done + run.left)
+                    progress.resize(title, progress.done + len(accounts.open) + run.left)
             accounts.settle()
         finally:
             progress.close()
+        start = time.monotonic()
         loss = None if control.stop else _validate(ms, run, epochsteps, control, title)
         if control.stop:
             stopped = f'Stopped in round {run.validated + 1}, after {counted(run.round - run.left, "step")} of {run.round:,}'
@@ -180,6 +181,8 @@ def _rounds(ms, run, print_every, epochsteps, control, saver, watched, pace):
                 report.say(f'{stopped}: mean training loss {lossline(checkpoint.loss)}. Checkpoint {checkpoint.name}{howon}')
             return
         run.validate(loss)
+        if pace:
+            pace.validated(time.monotonic() - start)
         trainloss = float(np.mean(losses)) if losses else math.nan      # none: broken off between the last step and the validation
         saver.addvalidation(loss, run.learnrate(ms.hyper.learnrate) if not run.isover else None)
         checkpoint = saver.write(loss, 'validation', trainloss=trainloss)
@@ -311,32 +314,49 @@ class Pace:
     """Keeps a run that was planned by time to that, where the machine gets slower or faster than it was when its steps were timed."""
 
     def __init__(self, run: Run, end: float, validationseconds: float) -> None:
-        """end: time.monotonic() when it is to end."""
+        """end: time.monotonic() when it is to end; validationseconds: of one, as timed."""
         self.run, self.end, self.validationseconds = run, end, validationseconds
-        self.shares = list(REPLAN)
-        self.start, self.done, self.validated = time.monotonic(), 0, 0
+        self.total = max(end - time.monotonic(), 1e-9)
+        self.shares, self.way = list(REPLAN), 0.0       # those to come; the share that was over at the last plan
+        self.start, self.done = math.nan, 0             # since when the speed is measured, and the steps that were done then
+
+    def validated(self, seconds: float) -> None:
+        """A validation has taken so long, which is no part of the steps' speed."""
+        self.validationseconds = seconds
+        self.start += seconds
 
     def replan(self) -> bool:
         """Plan again where it is time to, by the speed of the steps since the last time; whether it was. To be asked behind each step.
-        Says so where it changes the number of rounds."""
-        run = self.run
-        if not self.shares or run.done < int(self.shares[0] * run.steps):
+
+        Says so where it changes the number of rounds.
+        """
+        if math.isnan(self.start):              # behind the first step, before which texts were printed and read
+            self.start, self.done = time.monotonic(), self.run.done
+        run, before = self.run, self.run.rounds
+        if not self.shares or self._way() < self.shares[0]:
             return False
-        del self.shares[0]
 
         def measure():
             now = time.monotonic()
-            return self.end - now, now - self.start - (run.validated - self.validated) * self.validationseconds
-        left, spent = cluster.first(measure)
-        if spent < MEASURE:                             # too short a time to know better
+            return self.end - now, now - self.start, self.validationseconds, self._time()
+        left, spent, validationseconds, way = cluster.first(measure)
+        if spent < MEASURE or run.done == self.done:    # too little to know better
             return False
-        before = run.rounds
-        run.replan(left, spent / (run.done - self.done), self.validationseconds)
+        run.replan(left, spent / (run.done - self.done), validationseconds)
+        self.shares, self.way = [share for share in self.shares if share > way], way
+        self.start, self.done = time.monotonic(), run.done
         if run.rounds != before:
-            report.say(f'Planned anew, since the machine is {"faster" if run.rounds > before else "slower"} than it was: '
-                       f'{counted(run.rounds, "round")} in all, not {before:,}.')
-        self.start, self.done, self.validated = time.monotonic(), run.done, run.validated
+            report.say(f'Planned anew, at the present speed: {counted(run.rounds, "round")} in all, not {before:,}.')
         return True
+
+    def _time(self):
+        """The share of the time that is over."""
+        return 1 - (self.end - time.monotonic()) / self.total
+
+    def _way(self):
+        """The same, or if more, that by which the plan would have been here; of several processes, which have clocks each, the latter."""
+        planned = self.way + (1 - self.way) * (self.run.done - self.done) / max(self.run.steps - self.done, 1)
+        return planned if cluster.isshared() else max(planned, self._time())
 
 
 def _validate(ms, run, epochsteps, control, title):

@@ -1,6 +1,7 @@
 """What ends a training before its rounds do: the clock, and patience."""
 
 import itertools
+import re
 import time
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 
 import report
 import train
-from dataset import HeldOut
 from modelcases import assert_same, losses, maker
 from rn_rnn_char import ModelState
 from run import Run
@@ -53,19 +53,24 @@ def test_what_compiling_and_timing_took_is_no_part_of_the_time_that_is_planned(m
 
 
 # Seconds of the step behind so many others, where timing said 0.25; steps, rounds of the plans that changed them, and seconds of the run,
-# by hand: planned are 456 steps in 6 rounds of 76, and validations of a second.
+# by hand: planned are 456 steps in 6 rounds of 76, and validations of a second. A share of the way is passed by steps or by time.
 PACES = [
     (lambda done: 0.25, 456, [6], 120),
-    (lambda done: 0.5, 232, [6, 4], 120),               # from 28 steps on: 4 s to validate, 116 for steps
+    (lambda done: 0.24609375, 456, [6], 118.21875),     # no time for a seventh round
+    (lambda done: 0.5, 232, [6, 4], 120),               # from 15 steps on: 4 s to validate, 116 for steps
     (lambda done: 0.125, 864, [6, 12], 120),            # 12 s to validate
-    (lambda done: 0.25 if done < 200 else 0.5, 330, [6, 5], 120),       # behind 228, 0.311 s since 114: 388; behind 291: 330
-    (lambda done: 0.125 if done < 592 else 0.25, 736, [6, 12, 11, 10], 120)]    # 864; behind 648, 0.157 s since 432: 781; behind 683: 736
+    (lambda done: 0.25 if done < 200 else 0.5, 330, [6, 5], 120),       # behind 60 s and 216 steps 409; behind 90 s and 274: 330
+    (lambda done: 0.125 if done < 592 else 0.25, 736, [6, 12, 11, 10], 120),    # 864; behind 90 s, 0.147 s each since 440: 807; 105 s: 736
+    (lambda done: 0.25 if done < 240 else 1.0, 296, [6, 4], 120)]       # behind 90 s, 0.783 s each since 229: 304; 105 s, 282 steps: 296
 
 
+@pytest.mark.parametrize('valid_frac, islate', [(0.2, False), (0.0, False), (0.2, True)])
 @pytest.mark.parametrize('cost, steps, rounds, ends', PACES)
-def test_a_run_planned_by_time_is_planned_anew_by_the_speed_that_it_has(make, monkeypatch, capsys, cost, steps, rounds, ends):
-    ms, now, done = make(valid_frac=0.2), [0.0], []
-    trainstep, losses = ms.model.trainstep, ms.heldout.losses
+def test_a_run_planned_by_time_is_planned_anew_by_the_speed_that_it_has(make, monkeypatch, capsys, cost, steps, rounds, ends, valid_frac,
+                                                                        islate):
+    """islate: whether a step's loss is told while the next one is under way, as by a device that computes by itself."""
+    ms, now, done = make(valid_frac=valid_frac), [0.0], []
+    trainstep, losses = ms.model.trainstep, train._losses
 
     def slow(*args):
         now[0] += cost(len(done))
@@ -76,23 +81,39 @@ def test_a_run_planned_by_time_is_planned_anew_by_the_speed_that_it_has(make, mo
         now[0] += 1
         return losses(*args)
     ms.model.trainstep = slow
-    monkeypatch.setattr(HeldOut, 'losses', lambda self, *args: validated(*args))
+    monkeypatch.setattr(train, '_losses', validated)
     monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
-    monkeypatch.setattr(train, '_measure', lambda *args: (0.25, 1.0, ms.heldout.numsteps(8)))
+    # Where nothing is held out, of an epoch; a twentieth of two minutes is one step for each of ten rounds at most.
+    monkeypatch.setattr(train, '_measure', lambda *args: (0.25, 1.0, ms.heldout.numsteps(8)) if ms.heldout else (0.25, 19.0, 19))
+    monkeypatch.setattr(type(ms.device), 'runson', islate)
     monkeypatch.setattr(report, 'verbose', True)
     ms.trainmodel(minutes=2, batchsize=8, schedule='linear', print_every=0, save_every=0)
     out = capsys.readouterr().out
-    said = [f'Planned anew, since the machine is {"faster" if after > before else "slower"} than it was: {after} rounds in all, not {before}.'
+    said = [f'Planned anew, at the present speed: {after} rounds in all, not {before}.'
             for before, after in itertools.pairwise(rounds)]
     assert [line for line in out.splitlines() if line.startswith('Planned anew')] == said
     # The first plan anew lies in the first round, whose end is told by it.
-    assert f'Round 1/{6 if cost(0) == 0.25 else rounds[1]}: validation loss' in out
+    assert f'Round 1/{rounds[1] if cost(0) in (0.125, 0.5) else 6}: validation loss' in out
     assert f'Round {rounds[-1]}/{rounds[-1]}: validation loss' in out
+    ended = [int(count) for count in re.findall(r'^Round [0-9/]+: (\d+)/\1 steps, ', out, re.MULTILINE)]
+    assert len(ended) == rounds[-1] and sum(ended) == steps
     run = Run.fromfacts(ms.checkpoints()[-1].facts['run'])
     assert (len(done), run.rounds, now[0]) == (steps, rounds[-1], ends)
     assert run.isover and run.done == run.steps == steps and run.train_len == 76
     rates = ms.history().steps['learnrate']
     assert rates[-1] == pytest.approx(ms.hyper.learnrate / steps, rel=1e-6) and (np.diff(rates) < 1e-9).all() == (steps < 457)
+
+
+def test_nothing_is_planned_anew_by_the_speed_of_less_than_a_second_and_a_half(monkeypatch):
+    now, run, said = [0.0], Run(12, 12, 8, 0), []
+    monkeypatch.setattr(train.time, 'monotonic', lambda: now[0])
+    pace = train.Pace(run, 3.0, 0.0)
+    while run.left:
+        now[0] += 0.25
+        run.done += 1
+        said.append(pace.replan())
+    # A sixteenth, a quarter and half of the time are over behind the seventh, 1.5 s behind the first; then too little is left.
+    assert said == [False] * 6 + [True] + [False] * 5
 
 
 @pytest.mark.parametrize('valid_frac', [0.0, 0.3])

@@ -101,6 +101,9 @@ PLANS = [
     ((100, 0.1, 20, 100), {'train_len': 100}, (960, 100, 2)),           # a round takes 10.4 s: ten, of which nine are whole
     ((100, 0.125, 20, 100), {'train_len': 5000}, (796, 5000, 2)),       # the first round isn't whole
     ((100, 1, 2, 5), {'bestlast': True, 'train_len': 8}, (80, 8, 0)),   # a round takes 10 s
+    ((300, 0.0625, 20, 1000), {'bestlast': True, 'train_len': 16}, (224, 16, 0)),   # a round takes 21 s: 14, and 6 s of no use
+    ((120, 0.0625, 10, 1000), {'bestlast': True, 'train_len': 16}, (160, 16, 0)),   # 11 s: 10, and 10 s that are too short for 11 s
+    ((65, 0.125, 10, 1000), {'bestlast': True, 'train_len': 240}, (360, 240, 0)),   # 40 s: one, and 25 s, of which 15 are steps
     ((0.5, 1, 2, 5), {'bestlast': True}, (1, 1, 0)),                    # less time than a step takes
     ((-7, 1, 2, 5), {}, (1, 1, 1))]                                     # it went for compiling
 
@@ -133,7 +136,9 @@ REPLANS = [
     ({'steps': 796, 'train_len': 5000, 'done': 398}, (700, 0.125, 2), (5966, 5000)),        # as long as asked for: a second one begins
     ({'steps': 960, 'train_len': 96, 'done': 480, 'validated': 4}, (-9, 0.25, 0.5), (480, 96)),     # too late: a validation, and the end
     ({'steps': 400, 'train_len': 400, 'done': 20, 'warmup': 300}, (10, 1, 1), (301, 301)),          # not before warm-up is over
-    ({'steps': 400, 'train_len': 100, 'done': 20}, (1e300, 1e-3, 1), (2 ** 62, 100))]
+    ({'steps': 400, 'train_len': 100, 'done': 20}, (1e300, 1e-3, 1), (2 ** 62 - 1, 100)),
+    ({'steps': 960, 'train_len': 480, 'done': 60}, (94.03, 0.0995, 2), (960, 480)),     # two rounds, and half a second that holds no third
+    ({'steps': 960, 'train_len': 480, 'done': 60}, (100.5, 0.125, 2), (832, 480))]      # of 108 s one of 62 s, and 44 + 2 s
 
 
 @pytest.mark.parametrize('stands, times, expected', REPLANS)
