@@ -27,6 +27,7 @@ import engine
 import report
 import train
 from model import ModelState
+from run import Run
 
 needsjax = pytest.mark.skipif(engine.name != 'pytensor' or importlib.util.find_spec('jax') is None,
                               reason='needs PyTensor and JAX (requirements-jax.txt)')
@@ -156,10 +157,12 @@ def together(text, path, processes, process, port, dies):
     results['best'], ms.hyper.learnrate = [ms.checkpoint.facts['copyof'], ms.checkpoint.name], 0.001
     results['V'] = float(ms.model.get_params()['V'].sum(dtype=np.float64))
     # By the clock of process 0, whatever the others' say.
-    timed, measure = make(text, f'{path}/timed', **HELDOUT), train._measure
-    train._measure = lambda *args: tuple(value * (1 + int(process)) for value in measure(*args)[:2]) + measure(*args)[2:]
-    timed.trainmodel(minutes=0.1, batchsize=8, print_every=0)
-    results['timed'] = timed.model.updates
+    timed, measure, replan, plans = make(text, f'{path}/timed', **HELDOUT), train._measure, Run.replan, []
+    train._measure = lambda *args: (lambda step, validation, count: (step, validation + 2 * int(process), count))(*measure(*args))
+    train.MEASURE, Run.replan = 0.2, lambda run, *times: replan(run, *times) or plans.append(run.steps)
+    timed.trainmodel(**{**RUN, 'train_len': 1})             # which compiles
+    timed.trainmodel(minutes=0.08, batchsize=8, print_every=0)
+    results['plans'] = [*plans, timed.model.updates]
     # A Ctrl-C in process 1.
     real, steps = train._step, 0
 
@@ -303,6 +306,7 @@ def checktogether(source, tmp_path, processes, dies, devices):
         assert {**each, 'opened': 0} == {**found[0], 'opened': 0}
     assert found[0]['refused'][0] == f'batchsize 3 does not divide by {total} devices: use {total}, or another number of devices'
     assert 'is not in all of them' in found[0]['refused'][1] and 'needs at least 1000000 sequences' in found[0]['refused'][2]
+    assert len(found[0]['plans']) > 1
     # Process 0 writes and speaks, the others don't.
     assert found[0]['opened'] and not any(each['opened'] for each in found[1:])
     said = [[line for line in out.splitlines() if '[Gloo]' not in line and 'peer ranks' not in line and '"stopped"' not in line]
