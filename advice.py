@@ -208,7 +208,7 @@ class Advisor:
             return None
         rounds, rise = found
         dropout = ms.hyper.dropout
-        better = f'dropout={min(dropout + 0.1, 0.5) if dropout else 0.2:g}' if dropout < 0.5 else 'a smaller network'
+        better = f'dropout={min(dropout + 0.1, 0.5) if dropout else 0.2:g}' if dropout < 0.5 else 'a smaller network or less time'
         return 'over', rise, (f'Over-fitting: validation has risen for {report.counted(rounds, "round")}, {rise:.2f} above the best, '
                               f"while training fell: ms.restore('best'), then try {better}{' (ms.hyper.dropout)' * (dropout < 0.5)}.")
 

@@ -113,6 +113,12 @@ def test_a_network_that_learns_200_characters_by_heart_is_told_of_dropout_and_th
     assert f'{losses[at] - losses[:at].min():.2f} above the best' in lines[0]
 
 
+@pytest.mark.anyengine(False)
+def test_one_that_has_much_dropout_already_is_told_of_its_size_and_its_time(train):
+    lines = [line for line in train(8, 2, 60, text=write(length=200), seq_len=10, state_size=128, learnrate=0.005, dropout=0.5)[1] if line]
+    assert lines and lines[0].endswith("ms.restore('best'), then try a smaller network or less time.")
+
+
 def test_rounds_of_several_calls_are_compared_too(train):
     ms, said = train(1, 2, 40, text=write(length=200), seq_len=10, state_size=64, learnrate=0.005)
     for _ in range(7):
