@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def plot(histories: str | os.PathLike | Table | Sequence[str | os.PathLike | Tab
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f'plots need matplotlib ({error}): install it with  pip install matplotlib') from error
+        raise ImportError(f'plots need matplotlib ({error}): install it with  {sys.executable} -m pip install matplotlib') from error
     with matplotlib.rc_context(STYLE):
         if path is None:
             from matplotlib import pyplot

@@ -158,7 +158,7 @@ def test_without_matplotlib_one_sentence_says_what_to_install(made, tmp_path, mo
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     with pytest.raises(ImportError) as caught:
         plot.plot(made('book', [3.0]), tmp_path / 'book.png')
-    assert 'pip install matplotlib' in str(caught.value) and '\n' not in str(caught.value)
+    assert f'{sys.executable} -m pip install matplotlib' in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_matplotlib_is_imported_for_a_plot_only():
